@@ -1,0 +1,325 @@
+"""The command line, `lexplain`: each command opens what it needs, runs a stage, and says what came of it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from lexplain.errors import ExplainError, LimitError, PlanError
+from lexplain.plan import Plan, Sink, write_template
+from lexplain.terminal import StageProgress, divert_chatter, print_error, print_keywords, print_rows
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from lexplain.pipeline import Run
+
+DONE, FAILED, BAD_PLAN, PARTLY_DONE = 0, 1, 2, 3
+
+app = typer.Typer(
+    help="Which words make a text classifier see each class: attributions of fine-tuned models as a Spark job.\n\n"
+    "Exit codes: 0 done, 1 failure, 2 bad plan, 3 partly done (a limit of the plan was passed).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+plan_app = typer.Typer(help="Write and check plans.", no_args_is_help=True)
+app.add_typer(plan_app, name="plan")
+
+PlanPath = Annotated[Path, typer.Argument(help="The plan, a YAML file.", metavar="PLAN.yaml")]
+Tables = Annotated[Path, typer.Option("--tables", help="Folder of the tables: a plan's sink.path.")]
+
+
+@dataclass
+class _Terminal:
+    console: Console
+    log_file: Path
+    exit_code: int = DONE
+
+
+@contextmanager
+def _terminal(command: str, folder: Path | None) -> Iterator[_Terminal]:
+    """Divert chatter to a log, turn errors into messages and exit codes."""
+    logs = (folder or Path(tempfile.gettempdir()) / "lexplain") / "logs"
+    log_file = logs / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    with divert_chatter(log_file) as console:
+        state = _Terminal(console, log_file)
+        try:
+            yield state
+        except PlanError as error:
+            print_error(console, error, log_file)
+            state.exit_code = BAD_PLAN
+        except LimitError as error:
+            print_error(console, error, log_file)
+            state.exit_code = PARTLY_DONE
+        except ExplainError as error:
+            print_error(console, error, log_file)
+            state.exit_code = FAILED
+        except KeyboardInterrupt:
+            console.print("stopped. The same command goes on where it was.")
+            state.exit_code = FAILED
+        except Exception as error:
+            print_error(console, error, log_file)
+            state.exit_code = FAILED
+    if state.exit_code:
+        raise typer.Exit(state.exit_code)
+
+
+@contextmanager
+def _session(name: str) -> Iterator[SparkSession]:
+    from lexplain.session import open_session, stop_session
+
+    spark = open_session(name)
+    try:
+        yield spark
+    finally:
+        stop_session(spark)
+
+
+def load_plan(path: Path) -> Plan:
+    """Return a checked plan; every problem of it is raised at once."""
+    from lexplain.methods import find_method
+
+    return Plan.load(path, find_method)
+
+
+def run_stages(path: Path, command: str, stages: Callable[[Run], str | None]) -> None:
+    """Open a plan's run, do some of its stages, and show the keywords if a table came of it."""
+    from lexplain.methods import find_method
+    from lexplain.pipeline import open_run
+
+    try:
+        plan = load_plan(path)
+    except PlanError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(escape(str(error)))
+        raise typer.Exit(BAD_PLAN) from None
+    sink = None if plan.sink.path is None else Path(plan.sink.path)
+    with _terminal(command, sink) as terminal:
+        console = terminal.console
+        console.print(f"[bold]lexplain[/bold] {escape(command)} {escape(plan.name)}")
+        console.print(f"[dim]log: {escape(str(terminal.log_file))}[/dim]")
+        started = time.monotonic()
+        progress = StageProgress(console)
+        try:
+            with _session(f"lexplain {plan.name}") as spark:
+                console.print(f"[green]✓[/green] {'start Spark':<14} {spark.version} with Delta [dim]({time.monotonic() - started:.0f} s)[/dim]")
+                with open_run(spark, plan, find_method, progress) as run:
+                    key = stages(run)
+                    run.finish("finished")
+                    progress.close()
+                    if key is not None:
+                        show_keywords(console, run, key)
+                        _show_where(console, plan, run)
+        finally:
+            progress.close()
+
+
+def show_keywords(console: Console, run: Run, key: str) -> None:
+    """Print a keyword table."""
+    from lexplain.tables import quote_text
+
+    rows = run.tables.read("keywords").where(f"keyword_key = {quote_text(key)} AND kept").orderBy("label", "rank").collect()
+    splits = rows[0]["n_splits"] if rows else 0
+    counts = run.record["documents_by_status"] or {}
+    console.print()
+    console.print(", ".join(f"{count} {status}" for status, count in counts.items() if count) + " (model, document) pairs")
+    console.print()
+    print_keywords(console, [row.asDict() for row in rows], n_splits=splits)
+    if not rows:
+        dropped = run.tables.spark.sql(
+            f"SELECT drop_reason, count(*) AS n FROM {run.tables.name('keywords')} WHERE keyword_key = {quote_text(key)}"
+            " GROUP BY drop_reason ORDER BY n DESC"
+        ).collect()
+        why = ", ".join(f"{row['drop_reason']} {row['n']}" for row in dropped) or "no document counted as evidence"
+        console.print(f"No word was kept ({escape(why)}). Lower keywords.theta or keywords.min_df, or explain more documents.")
+
+
+def _show_where(console: Console, plan: Plan, run: Run) -> None:
+    place = plan.sink.path or plan.sink.schema
+    console.print(f"[bold]tables[/bold]   {escape(str(place))}", soft_wrap=True)
+    if plan.sink.path is not None:
+        console.print(
+            f'[bold]query[/bold]    lexplain sql --tables {escape(str(place))} "SELECT label, word, rank FROM keywords_current'
+            ' ORDER BY label, rank"', soft_wrap=True,
+        )  # fmt: skip
+    if run.tracker is not None:
+        console.print(f"[bold]MLflow[/bold]   run {run.tracker.mlflow_run_id}", soft_wrap=True)
+
+
+def _fine_tune(run: Run) -> None:
+    run.fine_tune()
+
+
+def _attribute(run: Run) -> None:
+    run.attribute()
+
+
+def _aggregate(run: Run) -> str:
+    return run.aggregate()
+
+
+def _run(run: Run) -> str:
+    run.fine_tune()
+    run.attribute()
+    return run.aggregate()
+
+
+@app.command("run")
+def run_command(plan: PlanPath) -> None:
+    """Run a plan: fine-tune, attribute, aggregate. Skips what is there already.
+
+    Example: lexplain run plan.yaml
+    """
+    run_stages(plan, "run", _run)
+
+
+@app.command("fine-tune")
+def fine_tune_command(plan: PlanPath) -> None:
+    """Fine-tune the plan's base model on its random splits."""
+    run_stages(plan, "fine-tune", _fine_tune)
+
+
+@app.command("attribute")
+def attribute_command(plan: PlanPath) -> None:
+    """Explain the corpus with the fine-tuned models."""
+    run_stages(plan, "attribute", _attribute)
+
+
+@app.command("aggregate")
+def aggregate_command(plan: PlanPath) -> None:
+    """Make the keyword table from the explanations."""
+    run_stages(plan, "aggregate", _aggregate)
+
+
+@app.command("demo")
+def demo_command(
+    folder: Annotated[Path, typer.Option(help="Where corpus, models and tables go.")] = Path("lexplain-demo"),
+) -> None:
+    """Keywords of BBC News topics from a fine-tuned MiniLM: about 5 minutes on 2 cores."""
+    from lexplain.demo import write_demo
+
+    try:
+        plan = write_demo(folder)
+    except ExplainError as error:
+        Console(stderr=True).print(escape(str(error)))
+        raise typer.Exit(FAILED) from None
+    run_stages(plan, "demo", _run)
+
+
+@app.command("sql")
+def sql_command(query: str, tables: Tables = Path("lexplain-demo/tables")) -> None:
+    """Query the tables of a folder with Spark SQL.
+
+    Example: lexplain sql "SELECT label, word, rank FROM keywords_current ORDER BY label, rank"
+    """
+    from lexplain.tables import Tables as OpenTables
+
+    with _terminal("sql", None) as terminal:
+        if not (tables / "catalog.sql").is_file():
+            raise ExplainError(
+                f"--tables={str(tables)!r} holds no tables of lexplain. The query would have failed. Write a plan's sink.path."
+            )
+        with _session("lexplain sql") as spark:
+            OpenTables(spark, Sink(path=str(tables.resolve()))).open()
+            result = spark.sql(query)
+            print_rows(terminal.console, result.columns, (tuple(row) for row in result.collect()))
+
+
+@app.command("compare")
+def compare_command(
+    first: Annotated[str, typer.Argument(help="Name of a plan, or a keyword_key.")],
+    second: Annotated[str, typer.Argument(help="Another one.")],
+    tables: Tables = Path("lexplain-demo/tables"),
+) -> None:
+    """Compare two keyword tables class by class: rank-biased overlap (p = 0.9) and Jaccard."""
+    from lexplain.keywords import compare_lists
+    from lexplain.tables import Tables as OpenTables
+    from lexplain.tables import quote_text
+
+    with _terminal("compare", None) as terminal, _session("lexplain compare") as spark:
+        opened = OpenTables(spark, Sink(path=str(tables.resolve())))
+        opened.open()
+        keys = []
+        for name in (first, second):
+            found = spark.sql(
+                f"SELECT keyword_key FROM {opened.name('runs')} WHERE (name = {quote_text(name)} OR keyword_key ="
+                f" {quote_text(name)}) AND keyword_key IS NOT NULL ORDER BY finished_at DESC LIMIT 1"
+            ).collect()
+            if not found:
+                raise ExplainError(f"{name!r} names no keyword table in {str(tables)!r}. Nothing could be compared. Write a plan's name.")
+            keys.append(found[0]["keyword_key"])
+        rows = compare_lists(opened, keys[0], keys[1])
+        print_rows(terminal.console, list(rows[0].asDict()) if rows else ["label"], (tuple(row) for row in rows))
+
+
+@app.command("methods")
+def methods_command() -> None:
+    """List the attribution methods and their options."""
+    from lexplain.methods import METHODS
+
+    console = Console(highlight=False, soft_wrap=True)
+    for method in METHODS.values():
+        promises = [name for name in ("complete", "signed", "stochastic") if getattr(method, name)]
+        console.print(f"[bold]{method.id}[/bold]  {', '.join(promises)}  [dim]{method.cite}[/dim]")
+        for name, option in method.options.items():
+            console.print(f"  {name}: {escape(repr(option.default))}")
+
+
+@app.command("fetch-jars")
+def fetch_jars_command() -> None:
+    """Fetch the Delta JARs once; later starts need no network."""
+    from lexplain.session import fetch_jars
+
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        console.print(f"Delta JARs: {escape(str(fetch_jars()))}")
+    except ExplainError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(escape(str(error)))
+        raise typer.Exit(FAILED) from None
+
+
+@plan_app.command("new")
+def plan_new_command(full: Annotated[bool, typer.Option(help="Every key, with its default.")] = False) -> None:
+    """Print a commented plan to start from.
+
+    Example: lexplain plan new > plan.yaml
+    """
+    sys.stdout.write(write_template(full))
+
+
+@plan_app.command("check")
+def plan_check_command(plan: PlanPath) -> None:
+    """Check a plan and report everything that is wrong with it; starts nothing."""
+    try:
+        checked = load_plan(plan)
+    except PlanError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(escape(str(error)))
+        raise typer.Exit(BAD_PLAN) from None
+    Console(highlight=False).print(f"{escape(checked.name)}: no problem found")
+
+
+@plan_app.command("show")
+def plan_show_command(plan: PlanPath) -> None:
+    """Print a plan with its preset and every default written out."""
+    try:
+        sys.stdout.write(load_plan(plan).to_yaml())
+    except PlanError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(escape(str(error)))
+        raise typer.Exit(BAD_PLAN) from None
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Run the command line. Entry point of the `lexplain` script."""
+    logging.getLogger("py4j").setLevel(logging.WARNING)
+    return app(argv)

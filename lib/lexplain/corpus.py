@@ -1,0 +1,296 @@
+"""From a user's source to staged chunks: snapshot, one reading, one shuffle, ids checked.
+
+Driver only; the reading itself is Spark's. Texts travel as bytes: one invalid UTF-8 value in a string column
+would fail a whole Arrow batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING
+
+from lexplain.errors import CorpusError
+from lexplain.executor import add_word_keys
+from lexplain.plan import Source, corpus_key, digest
+from lexplain.tables import TABLES, Tables, quote_identifier, quote_text
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+_SHOWN = 3  # examples in a message
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A source as staged: all of its increments.
+
+    Attributes:
+        key: The source's `corpus_key`.
+        increments: How many increments there are.
+        n_documents: Documents in all of them.
+    """
+
+    key: str
+    increments: int
+    n_documents: int
+
+    @property
+    def version(self) -> str:
+        """What decides the staged content; a rewritten source with the same documents leaves it as it is."""
+        return f"{self.key}/{self.increments}"
+
+
+def take_snapshot(spark: SparkSession, source: Source) -> str:
+    """Return what pins a source's content: a Delta table's id and version, else a digest of its files.
+
+    Raises:
+        CorpusError: The source is not there.
+    """
+    if source.kind in ("table", "delta"):
+        name = source.table if source.table is not None else f"delta.{quote_identifier(str(source.path))}"
+        name = ".".join(map(quote_identifier, source.table.split("."))) if source.table is not None else name
+        try:
+            detail = spark.sql(f"DESCRIBE DETAIL {name}").collect()[0]
+            version = spark.sql(f"DESCRIBE HISTORY {name} LIMIT 1").collect()[0]["version"]
+        except Exception as error:
+            if source.kind == "delta" or not spark.catalog.tableExists(name):
+                raise _unreadable(source, error) from error
+            return _list_files(spark, source)  # a table of another format
+        return f"{detail['id']}@{version}"
+    return _list_files(spark, source)
+
+
+def _list_files(spark: SparkSession, source: Source) -> str:
+    """Digest of (path, length, modification time) of every file that a reading would touch."""
+    frame = _read(spark, source)
+    try:
+        files = (
+            frame.selectExpr("_metadata.file_path AS path", "_metadata.file_size AS size",
+                             "CAST(_metadata.file_modification_time AS STRING) AS time")
+            .distinct().orderBy("path").collect()
+        ) if source.kind == "table" else (
+            spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(str(source.path))
+            .selectExpr("path", "length AS size", "CAST(modificationTime AS STRING) AS time").orderBy("path").collect()
+        )  # fmt: skip
+    except Exception as error:
+        raise _unreadable(source, error) from error
+    listing = "\n".join(f"{row['path']} {row['size']} {row['time']}" for row in files)
+    return "files@" + hashlib.sha256(listing.encode()).hexdigest()[:20]
+
+
+def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int, with_words: bool) -> Staged:
+    """Bring a source's documents into `staged`; what is there already is left alone.
+
+    The source is read once. A first reading is increment 0; documents appended later become further
+    increments with chunks of their own.
+
+    Args:
+        tables: The sink.
+        source: What to read.
+        name: The plan's section, for messages: `corpus` or `training`.
+        chunk_documents: Documents a chunk; decides the number of buckets of a new increment.
+        with_words: Also store the distinct word keys of each document (labelled sources).
+
+    Raises:
+        CorpusError: The source cannot be read as mapped, holds no document, has ids that are null or occur
+            twice, or documents staged before were changed or deleted since.
+    """
+    spark, key = tables.spark, corpus_key(source)
+    done = tables.read("increments").where(f"corpus_key = {quote_text(key)}").collect()
+    snapshot = take_snapshot(spark, source)
+    if any(row["snapshot"] == snapshot for row in done):
+        return Staged(key, len(done), sum(row["n_documents"] for row in done))
+    documents = read_documents(spark, source, name).persist()
+    try:
+        increment = len(done)
+        if increment:
+            documents = _find_appended(tables, source, documents, name)
+        count = _check_ids(documents, source, name)
+        if count == 0 and increment == 0:
+            raise CorpusError(
+                f"{name}={source.origin!r} holds no document"
+                + (f" where {source.where}" if source.where else "")
+                + ". There would be nothing to explain. Check the path, the filter and the sample."
+            )
+        buckets = ceil(count / chunk_documents)
+        if count:
+            _write(tables, documents, key, increment, buckets, snapshot, with_words)
+        row = spark.createDataFrame(
+            [(key, increment, source.origin, snapshot, count, buckets)],
+            "corpus_key STRING, increment INT, origin STRING, snapshot STRING, n_documents BIGINT, n_buckets INT",
+        ).selectExpr("*", "current_timestamp() AS staged_at")
+        tables.append(row, "increments", app_id=f"increment/{key}/{increment}/{snapshot}")
+    finally:
+        documents.unpersist()
+    return Staged(key, increment + 1, count + sum(row["n_documents"] for row in done))
+
+
+def read_documents(spark: SparkSession, source: Source, name: str) -> DataFrame:
+    """Return a source as (doc_id, text BINARY, text_digest, labels, seen_by), filtered and sampled.
+
+    Sampling goes by the text's digest: the same documents each time, whatever the order of the source.
+
+    Raises:
+        CorpusError: The source cannot be read, a mapped column is missing, or the filter does not parse.
+    """
+    frame = _read(spark, source)
+    columns = source.columns
+    mapped = {"text": columns.text, "doc_id": columns.doc_id, "labels": columns.labels, "split": columns.split}
+    missing = {key: column for key, column in mapped.items() if column is not None and column not in frame.columns}
+    if missing:
+        shown = ", ".join(f"{name}.columns.{key}={column!r}" for key, column in missing.items())
+        raise CorpusError(
+            f"{shown}: no such column in {source.origin!r}. Every document would have been empty. "
+            f"Columns there: {', '.join(frame.columns)}."
+        )
+    types = dict(frame.dtypes)
+    try:
+        if source.where is not None:
+            frame = frame.where(source.where)
+        digest_of = "sha2(coalesce(text, X''), 256)"
+        frame = frame.selectExpr(
+            "CAST(NULL AS STRING) AS doc_id" if columns.doc_id is None else f"CAST({_column(columns.doc_id)} AS STRING) AS doc_id",
+            f"CAST({_column(columns.text)} AS BINARY) AS text" if types[columns.text] in ("string", "binary")
+            else f"CAST(CAST({_column(columns.text)} AS STRING) AS BINARY) AS text",
+            f"{_labels(columns.labels, types, source.label_separator)} AS labels",
+            f"{_seen_by(columns.split, types)} AS seen_by",
+        ).selectExpr("doc_id", "text", f"{digest_of} AS text_digest", "labels", "seen_by")  # fmt: skip
+    except Exception as error:
+        raise _unreadable(source, error) from error
+    if columns.doc_id is None:
+        # Equal texts are told apart by a number, in an order that does not depend on the source's.
+        frame = frame.selectExpr(
+            "concat(substring(text_digest, 1, 32), '-', row_number() OVER (PARTITION BY text_digest ORDER BY"
+            " to_json(named_struct('l', labels, 's', seen_by)))) AS doc_id",
+            "text", "text_digest", "labels", "seen_by",
+        )  # fmt: skip
+    if source.sample is not None and source.sample < 1:
+        threshold = f"{int(source.sample * 16**12):012x}"
+        frame = frame.where(f"substring(text_digest, 1, 12) < {quote_text(threshold)}")
+    if source.limit is not None:
+        frame = frame.orderBy("text_digest", "doc_id").limit(source.limit)
+    return frame
+
+
+def _read(spark: SparkSession, source: Source) -> DataFrame:
+    try:
+        if source.table is not None:
+            return spark.table(".".join(map(quote_identifier, source.table.split("."))))
+        reader = spark.read
+        if source.kind == "csv":
+            # RFC 4180: a quote inside quotes is doubled, and a quoted field may hold line breaks.
+            reader = reader.options(header=source.header, multiLine=True, quote='"', escape='"')
+        elif source.kind == "tsv":
+            # One document a line, quotes are text: what corpora are shipped as.
+            reader = reader.options(header=source.header, sep="\t", quote="")
+        kind = "csv" if source.kind == "tsv" else str(source.kind)
+        return reader.format(kind).load(str(source.path))
+    except Exception as error:
+        raise _unreadable(source, error) from error
+
+
+def _unreadable(source: Source, error: Exception) -> CorpusError:
+    said = str(error).strip().splitlines()
+    return CorpusError(
+        f"{source.origin!r} cannot be read as {source.kind} ({said[0] if said else type(error).__name__}). "
+        "No document would have been explained. Check path, format, filter and permissions."
+    )
+
+
+def _column(name: str) -> str:
+    return quote_identifier(name)
+
+
+def _labels(column: str | None, types: dict[str, str], separator: str | None) -> str:
+    if column is None:
+        return "CAST(NULL AS ARRAY<STRING>)"
+    if types[column].startswith("array"):
+        parts = f"transform({_column(column)}, x -> CAST(x AS STRING))"
+    elif separator is not None:
+        parts = f"split(CAST({_column(column)} AS STRING), concat('\\\\Q', {quote_text(separator)}, '\\\\E'))"
+    else:
+        parts = f"array(CAST({_column(column)} AS STRING))"
+    # A document without a label in a labelled source has an empty list, never null.
+    return f"array_sort(array_distinct(filter(transform(coalesce({parts}, array()), x -> trim(x)), x -> x != '')))"
+
+
+def _seen_by(column: str | None, types: dict[str, str]) -> str:
+    if column is None:
+        return "CAST(NULL AS ARRAY<INT>)"
+    if types[column].startswith("array"):
+        return f"coalesce(transform({_column(column)}, x -> CAST(x AS INT)), array())"
+    parts = f"split(trim(CAST({_column(column)} AS STRING)), '[ ,;]+')"
+    return f"coalesce(transform(filter({parts}, x -> x != ''), x -> CAST(x AS INT)), array())"
+
+
+def _check_ids(documents: DataFrame, source: Source, name: str) -> int:
+    """Return the number of documents; raise CorpusError when ids are null or occur twice."""
+    ids = documents.groupBy("doc_id").count()
+    totals = ids.selectExpr(
+        "coalesce(sum(count), 0) AS documents",
+        "coalesce(sum(CASE WHEN doc_id IS NULL THEN count END), 0) AS nulls",
+        "count_if(doc_id IS NOT NULL AND count > 1) AS twice",
+    ).collect()[0]
+    column = f"{name}.columns.doc_id={source.columns.doc_id!r}"
+    if totals["nulls"]:
+        raise CorpusError(
+            f"{column} is null in {totals['nulls']} of {totals['documents']} documents. Their explanations could "
+            "not have been told apart. Give each document an id, filter them out with `where`, or leave doc_id out."
+        )
+    if totals["twice"]:
+        examples = ids.where("count > 1").orderBy("doc_id").limit(_SHOWN).collect()
+        shown = ", ".join(f"{row['doc_id']!r} ({row['count']} times)" for row in examples)
+        raise CorpusError(
+            f"{column} is not unique: {totals['twice']} ids occur more than once, as {shown}. Their explanations "
+            "would have overwritten each other. Map a unique column, or leave doc_id out."
+        )
+    return int(totals["documents"])
+
+
+def _find_appended(tables: Tables, source: Source, documents: DataFrame, name: str) -> DataFrame:
+    """Return the documents not staged before; refuse a source whose staged documents changed or vanished."""
+    staged = tables.read("staged").where(f"corpus_key = {quote_text(corpus_key(source))}").selectExpr(
+        "doc_id", "text_digest AS staged_digest", "labels AS staged_labels"
+    )  # fmt: skip
+    joined = documents.join(staged, "doc_id", "full_outer")
+    totals = joined.selectExpr(
+        "count_if(text_digest IS NULL) AS deleted",
+        "count_if(text_digest != staged_digest OR NOT (labels <=> staged_labels) AND staged_digest IS NOT NULL"
+        " AND text_digest IS NOT NULL) AS changed",
+    ).collect()[0]
+    if totals["deleted"] or totals["changed"]:
+        raise CorpusError(
+            f"{name}={source.origin!r} has {totals['changed']} changed and {totals['deleted']} deleted documents since "
+            "it was first read. Keywords would have mixed old and new texts. Only appended documents are followed: "
+            "restore them, or write to a new sink."
+        )
+    return documents.join(staged, "doc_id", "left_anti")
+
+
+def _write(
+    tables: Tables, documents: DataFrame, key: str, increment: int, buckets: int, snapshot: str, with_words: bool
+) -> None:
+    staged = documents.selectExpr(
+        f"{quote_text(key)} AS corpus_key",
+        f"{increment} AS increment",
+        # A salted hash of the digest, so that buckets and the digest's own order are independent.
+        f"CAST(pmod(xxhash64('bucket', text_digest), {buckets}) AS INT) AS bucket",
+        "*",
+        "CAST(NULL AS ARRAY<STRING>) AS words",
+    ).select(*[name for name, _, _ in TABLES["staged"].columns])
+    if with_words:
+        staged = staged.mapInArrow(add_word_keys, TABLES["staged"].schema)
+    shuffled = staged.repartition(min(buckets, 200), "bucket").sortWithinPartitions("bucket", "text_digest", "doc_id")
+    tables.append(shuffled, "staged", app_id=f"staged/{key}/{increment}/{digest(snapshot)}")
+
+
+def list_labels(tables: Tables, staged: Staged) -> list[tuple[str, Sequence[str]]]:
+    """Return (text digest, labels) of every labelled document, ordered by digest: what splits are drawn from."""
+    rows = (
+        tables.read("staged").where(f"corpus_key = {quote_text(staged.key)} AND size(labels) > 0")
+        .select("text_digest", "labels").orderBy("text_digest", "doc_id").collect()
+    )  # fmt: skip
+    return [(row["text_digest"], list(row["labels"])) for row in rows]

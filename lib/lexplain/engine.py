@@ -1,0 +1,502 @@
+"""Explainer: texts in, word scores out, in full batches.
+
+Shape letters: B rows, S tokens of the padded length, D embedding, C labels, T content tokens of a text, P
+path points.
+
+A row is one (window, target) pair. Long texts have several windows; everything about a text is the mean over
+its windows, so completeness holds for the mean logit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lexplain.classifier import Classifier, Encoding, Window
+from lexplain.errors import DocumentError, ModelError, PlanError, Problem
+from lexplain.methods import Attribution, Inputs, Method
+from lexplain.words import Word, merge_tokens, segment
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a text was given one of its labels.
+
+    Attributes:
+        label: The predicted label that is explained.
+        label_rank: 0 for the text's most probable label.
+        probability: Of the label.
+        target_score: F(x), the label's logit, mean over windows.
+        baseline_score: F(baseline), mean over windows.
+        completeness_gap: F(x) - F(baseline) - sum of the token scores, before any of it is distributed.
+        completeness_gap_relative: |gap| / |F(x) - F(baseline)|; None when the two are equal.
+        evaluations: Points at which a gradient was taken, over all windows.
+        converged: The method's stopping rule was met in every window.
+        token_norm: L2 norm of the text's token scores.
+        n_tokens: Content tokens that some window held.
+        n_windows: Windows that were explained.
+        other_score: Sum of scores outside words: punctuation, symbols, white space.
+        words: The words that the model has seen, by falling score, ties in the order of the text.
+    """
+
+    label: str
+    label_rank: int
+    probability: float
+    target_score: float
+    baseline_score: float
+    completeness_gap: float
+    completeness_gap_relative: float | None
+    evaluations: int
+    converged: bool
+    token_norm: float
+    n_tokens: int
+    n_windows: int
+    other_score: float
+    words: list[tuple[Word, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a text has no explanation.
+
+    Attributes:
+        reason: `no_words`, `not_finite`, `out_of_memory`, or the reason of a DocumentError.
+        message: For people.
+    """
+
+    reason: str
+    message: str
+
+
+Outcome = list[Explanation] | Rejection
+"""One explanation for each predicted label, most probable first; empty when no label was predicted."""
+
+
+class Explainer:
+    """Explains the predicted labels of texts with one classifier and one method.
+
+    Texts are sorted by length, equal texts are explained once, and the path points of many texts share each
+    pass of the model, so results depend neither on the order of the texts nor, beyond rounding, on which
+    texts come together.
+    """
+
+    def __init__(
+        self, classifier: Classifier, method: Method, options: Mapping[str, object], *, max_tokens: int,
+        overlap: int,
+        max_windows: int | None, merge: Literal["sum", "absmax"], budget_tokens: int,
+    ) -> None:  # fmt: skip
+        """Check everything that can be checked without a text.
+
+        Args:
+            classifier: The model.
+            method: Of the registry.
+            options: Of the method; those left out take their defaults.
+            max_tokens: Tokens a window at most, special tokens included.
+            overlap: Content tokens that two neighbouring windows share.
+            max_windows: Windows a text at most; None for all of the text.
+            merge: How token scores become word scores; `sum` keeps completeness.
+            budget_tokens: Path points x padded length of one pass of the model; halved whenever memory runs
+                out. A single point is tried whatever its length.
+
+        Raises:
+            ModelError: The model has no classes, not that many positions, or no such baseline token.
+            PlanError: The options break rules of the method.
+        """
+        problems = method.check(options)
+        if budget_tokens < 1:
+            problems.append(Problem("execution.budget_tokens", budget_tokens, "must be at least 1",
+                                    "No text would have fitted a pass", "Write budget_tokens: "
+                                    "16384"))  # fmt: skip
+        if max_windows is not None and max_windows < 1:
+            problems.append(Problem("text.max_windows", max_windows, "must be at least 1",
+                                    "No part of the text would have been read", "Write max_windows: "
+                                    "1"))  # fmt: skip
+        if problems:
+            raise PlanError(method.id, problems)
+        if classifier.problem == "regression":
+            raise ModelError(
+                "problem='regression' must be a classification: class keywords need classes. The words of "
+                "one number would have been listed as those of a class. Write a model with classes."
+            )
+        classifier.check_windows(max_tokens, overlap)
+        self._classifier = classifier
+        self._method = method
+        self._options = method.complete_options(options)
+        self._baseline = str(self._options["baseline"])
+        classifier.find_token(self._baseline)
+        self._max_tokens, self._overlap, self._max_windows = max_tokens, overlap, max_windows
+        self._merge: Literal["sum", "absmax"] = merge
+        self._budget = _Budget(budget_tokens)
+
+    @property
+    def budget_tokens(self) -> int:
+        """Tokens x points of a pass, as small as lack of memory has made it."""
+        return self._budget.tokens
+
+    def explain(self, texts: Sequence[str]) -> list[Outcome]:
+        """Explain every predicted label of every text.
+
+        Returns:
+            One outcome a text, in the order of the texts. A text that cannot be explained is a Rejection,
+            never an error.
+
+        Note:
+            Runs on: executor. Cost: one forward pass a window, then what the method takes for each window;
+            targets of one window share the forward part.
+        """
+        documents = [_Document(text) for text in sorted(set(texts), key=lambda text: (len(text), text))]
+        for document in documents:
+            self._open(document)
+        self._predict([document for document in documents if document.rejection is None])
+        for batch in self._batches([document for document in documents if document.rejection is None]):
+            self._attribute(batch)
+        outcomes = {document.text: self._close(document) for document in documents}
+        return [outcomes[text] for text in texts]
+
+    def _open(self, document: _Document) -> None:
+        """Find the words and the windows of a text."""
+        try:
+            document.words = segment(document.text)
+        except DocumentError as error:
+            document.rejection = Rejection(error.reason, error.message)
+            return
+        if not document.words:
+            document.rejection = Rejection("no_words", "The text holds no letter and no number, so it has no words.")
+            return
+        document.encoding = self._classifier.encode(
+            document.text, max_tokens=self._max_tokens, overlap=self._overlap, max_windows=self._max_windows
+        )
+
+    def _predict(self, documents: Sequence[_Document]) -> None:
+        """Compute every window's logits, and each text's probabilities and targets."""
+        flat = [(document, number) for document in documents for number in range(len(document.encoding.windows))]
+        windows = [document.encoding.windows[number] for document, number in flat]
+        logits = np.full((len(flat), len(self._classifier.labels)), np.nan)
+
+        def compute(chunk: NDArray[np.int64]) -> None:
+            batch = self._classifier.collate([windows[i] for i in chunk])
+            with torch.no_grad():
+                found = self._classifier.logits(self._classifier.embed(batch.ids), batch.mask, batch.token_types)
+            logits[chunk] = found.double().cpu().numpy()
+
+        lengths = np.array([len(window.ids) for window in windows], dtype=np.int64)
+        for unfit in self._budget.spend(lengths, compute):
+            flat[unfit][0].rejection = _no_memory(windows[unfit])
+        position = 0
+        for document in documents:
+            document.logits = logits[position : position + len(document.encoding.windows)]
+            position += len(document.encoding.windows)
+            if document.rejection is None:
+                self._choose_targets(document)
+
+    def _choose_targets(self, document: _Document) -> None:
+        mean = document.logits.mean(axis=0)
+        if not np.isfinite(mean).all():
+            document.rejection = _not_finite("logits")
+            return
+        probabilities = self._classifier.probabilities(torch.from_numpy(mean[None]))[0]
+        n_tokens = len(document.encoding.offsets)
+        document.targets = [
+            _Target(label, float(probabilities[label]), np.zeros(n_tokens))
+            for label in self._classifier.predict(probabilities)
+        ]
+
+    def _batches(self, documents: Sequence[_Document]) -> Iterator[list[_Row]]:
+        """Yield rows, longest first, in batches whose embeddings stay within the budget."""
+        pairs = [(document, number) for document in documents for number in range(len(document.encoding.windows))]
+        pairs.sort(key=lambda pair: -len(pair[0].encoding.windows[pair[1]].ids))  # stable, so ties keep the order
+        batch: list[_Row] = []
+        for window_number, (document, number) in enumerate(pairs):
+            rows = [_Row(document, number, target, window_number) for target in document.targets]
+            if batch and (len(batch) + len(rows)) * len(batch[0].window.ids) > self._budget.tokens:
+                yield batch
+                batch = []
+            batch += rows
+        if batch:
+            yield batch
+
+    def _attribute(self, rows: Sequence[_Row]) -> None:
+        """Run the method on one batch and add its scores to the texts."""
+        classifier = self._classifier
+        batch = classifier.collate([row.window for row in rows])
+        baseline_ids = classifier.baseline_ids(batch.ids, batch.special, batch.mask, self._baseline)
+        inputs = Inputs(
+            x=classifier.embed(batch.ids),
+            baseline=classifier.embed(baseline_ids),
+            mask=batch.mask,
+            target_score=torch.tensor([row.target_score for row in rows], dtype=torch.float64, device=batch.ids.device),
+        )
+        evaluate = _PathEvaluation(classifier, inputs, batch.token_types, rows, self._budget)
+        attribution: Attribution = self._method.function(evaluate, inputs, **self._options)
+        scores = attribution.scores.cpu().numpy()
+        baseline_score = attribution.baseline_score.tolist()
+        gap = attribution.completeness_gap.tolist()
+        evaluations = attribution.evaluations.tolist()
+        converged = attribution.converged.tolist()
+        for number, row in enumerate(rows):
+            if number in evaluate.unfit:
+                row.document.rejection = _no_memory(row.window)
+                continue
+            target, window = row.target, row.window
+            content = ~np.asarray(window.special, dtype=bool)
+            target.token_scores[window.start : window.stop] += scores[number, : len(window.ids)][content]
+            target.baseline_score += baseline_score[number]
+            target.gap += gap[number]
+            target.evaluations += evaluations[number]
+            target.converged &= converged[number]
+
+    def _close(self, document: _Document) -> Outcome:
+        """Merge the windows and tokens of a text into word scores."""
+        if document.rejection is None and not all(target.is_finite() for target in document.targets):
+            document.rejection = _not_finite("scores")
+        if document.rejection is not None:
+            return document.rejection
+        return [self._merge_words(document, target, rank) for rank, target in enumerate(document.targets)]
+
+    def _merge_words(self, document: _Document, target: _Target, rank: int) -> Explanation:
+        windows, offsets = document.encoding.windows, document.encoding.offsets
+        seen_until = int(offsets[:, 1].max(initial=0))
+        words = [word for word in document.words if word.start < seen_until]
+        token_scores = target.token_scores / len(windows)
+        word_scores, other = merge_tokens(words, offsets, token_scores, document.text, rule=self._merge)
+        target_score = float(document.logits[:, target.label].mean())
+        baseline_score, gap = target.baseline_score / len(windows), target.gap / len(windows)
+        difference = abs(target_score - baseline_score)
+        return Explanation(
+            label=self._classifier.labels[target.label],
+            label_rank=rank,
+            probability=target.probability,
+            target_score=target_score,
+            baseline_score=baseline_score,
+            completeness_gap=gap,
+            completeness_gap_relative=abs(gap) / difference if difference else None,
+            evaluations=target.evaluations,
+            converged=target.converged,
+            token_norm=float(np.linalg.norm(token_scores)),
+            n_tokens=len(offsets),
+            n_windows=len(windows),
+            other_score=other,
+            words=sorted(zip(words, word_scores.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0].start)),
+        )
+
+
+@dataclass(eq=False, slots=True)
+class _Target:
+    """A predicted label of a text, and the sums over its windows so far."""
+
+    label: int
+    probability: float
+    token_scores: NDArray[np.float64]  # (T,)
+    baseline_score: float = 0.0
+    gap: float = 0.0
+    evaluations: int = 0
+    converged: bool = True
+
+    def is_finite(self) -> bool:
+        sums = (self.baseline_score, self.gap, self.token_scores.sum())
+        return all(map(math.isfinite, sums))
+
+
+@dataclass(eq=False, slots=True)
+class _Document:
+    """A text on its way through the engine."""
+
+    text: str
+    words: list[Word] = field(default_factory=list)
+    encoding: Encoding = field(init=False)
+    logits: NDArray[np.float64] = field(init=False)  # (windows, C)
+    targets: list[_Target] = field(default_factory=list)
+    rejection: Rejection | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Row:
+    """One (window, target) pair; rows of one window have the same `window_number`."""
+
+    document: _Document
+    number: int
+    target: _Target
+    window_number: int
+
+    @property
+    def window(self) -> Window:
+        return self.document.encoding.windows[self.number]
+
+    @property
+    def target_score(self) -> float:
+        return float(self.document.logits[self.number, self.target.label])
+
+
+class _Budget:
+    """How many tokens a pass of the model may hold."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def spend(
+        self, lengths: NDArray[np.int64], compute: Callable[[NDArray[np.int64]], None],
+        groups: NDArray[np.int64] | None = None,
+    ) -> list[int]:  # fmt: skip
+        """Call `compute` on chunks of item numbers whose padded size fits the budget.
+
+        Longest first, so that a chunk pads little and a lack of memory shows early.
+
+        Args:
+            lengths: Tokens of each item.
+            compute: Gets the numbers of a chunk's items.
+            groups: Items of different groups never share a chunk.
+
+        Returns:
+            The items that do not fit the memory even alone.
+        """
+        groups = np.zeros(len(lengths), dtype=np.int64) if groups is None else groups
+        order = np.lexsort((-lengths, groups))
+        unfit: list[int] = []
+        position, too_long = 0, math.inf
+        while position < len(order):
+            chunk = order[position : position + max(1, self.tokens // int(lengths[order[position]]))]
+            chunk = chunk[groups[chunk] == groups[chunk[0]]]
+            longest = int(lengths[chunk[0]])
+            if longest >= too_long:
+                chunk = chunk[lengths[chunk] >= too_long]
+                unfit += chunk.tolist()
+            elif not _fits_memory(compute, chunk):
+                if len(chunk) == 1:
+                    too_long = longest
+                else:
+                    self.tokens = len(chunk) * longest // 2
+                continue
+            position += len(chunk)
+        return unfit
+
+
+class _PathEvaluation:
+    """The model on the straight lines of one batch's rows; a `lexplain.methods.Evaluate`.
+
+    Attributes:
+        unfit: Rows that do not fit the memory; what is returned for them means nothing.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        inputs: Inputs,
+        token_types: Tensor | None,
+        rows: Sequence[_Row],
+        budget: _Budget,
+    ) -> None:
+        self.unfit: set[int] = set()
+        self._classifier = classifier
+        self._inputs = inputs
+        self._token_types = token_types
+        self._budget = budget
+        self._windows = np.array([row.window_number for row in rows], dtype=np.int64)
+        self._targets = torch.tensor([row.target.label for row in rows], device=inputs.x.device)
+        self._lengths = np.array([len(row.window.ids) for row in rows], dtype=np.int64)
+
+    def logits(self, rows: Tensor, alphas: Tensor) -> Tensor:
+        """Return F, (P,), without gradients."""
+        return self._evaluate(rows, alphas, None)
+
+    def directional(self, rows: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F, (P,), and sum over D of (x - baseline) dF/dx, (P, S)."""
+        derivatives = torch.zeros(
+            (len(rows), self._inputs.x.shape[1]), dtype=torch.float64, device=self._inputs.x.device
+        )
+        return self._evaluate(rows, alphas, derivatives), derivatives
+
+    def _evaluate(self, rows: Tensor, alphas: Tensor, derivatives: Tensor | None) -> Tensor:
+        """Return F, (P,), and fill the directional derivatives, if wanted."""
+        values = torch.full((len(rows),), math.nan, dtype=torch.float64, device=self._inputs.x.device)
+        order, starts, sizes = _share_points(self._windows[rows.numpy()], alphas.numpy())
+
+        def compute(chunk: NDArray[np.int64]) -> None:
+            sharing = torch.from_numpy(starts[chunk] + np.arange(sizes[chunk[0]])[:, None])  # (targets, chunk)
+            points = torch.from_numpy(order)[sharing]
+            self._pass(points, rows[points], alphas[points[0]], values, derivatives)
+
+        first = rows.numpy()[order[starts]]
+        for unfit in self._budget.spend(self._lengths[first], compute, groups=sizes):
+            points = order[starts[unfit] : starts[unfit] + sizes[unfit]]
+            self.unfit.update(rows.numpy()[points].tolist())
+        return values
+
+    def _pass(self, points: Tensor, rows: Tensor, alphas: Tensor, values: Tensor, derivatives: Tensor | None) -> None:
+        """Run the model forward once and backward once a target, and store what it gives.
+
+        Args:
+            points: (K, N) numbers of the points: N places on lines, each wanted for K targets.
+            rows: (K, N) their rows; those of a column are rows of one window.
+            alphas: (N,).
+            values: Gets F of each point.
+            derivatives: Gets the directional derivatives, if wanted.
+        """
+        inputs = self._inputs
+        length = int(self._lengths[rows[0].numpy()].max())
+        points, rows = points.to(values.device), rows.to(values.device)
+        x, baseline = inputs.x[rows[0], :length], inputs.baseline[rows[0], :length]
+        # lerp gives both ends exactly; baseline + alpha (x - baseline) would miss x by a rounding
+        place = torch.lerp(baseline, x, alphas.to(x)[:, None, None]).requires_grad_(derivatives is not None)
+        types = None if self._token_types is None else self._token_types[rows[0], :length]
+        with torch.set_grad_enabled(derivatives is not None):
+            logits = self._classifier.logits(place, inputs.mask[rows[0], :length], types)
+        for target, (point, row) in enumerate(zip(points, rows, strict=True), 1):
+            with torch.set_grad_enabled(derivatives is not None):
+                picked = logits.gather(1, self._targets[row, None])[:, 0]
+            values[point] = picked.detach().double()
+            if derivatives is not None:
+                (gradient,) = torch.autograd.grad(picked.sum(), place, retain_graph=target < len(points))
+                derivatives[point, :length] = ((x - baseline) * gradient).sum(-1, dtype=torch.float64)
+
+
+def _share_points(
+    windows: NDArray[np.int64], alphas: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Group the points that lie at one place, which differ in their target only.
+
+    Args:
+        windows: (P,) the window of each point.
+        alphas: (P,).
+
+    Returns:
+        The points in the order of their places, where each place starts in that order, and its number of
+        points.
+    """
+    order = np.lexsort((alphas, windows))
+    moved = (np.diff(windows[order]) != 0) | (np.diff(alphas[order]) != 0)
+    starts = np.concatenate(([0], np.flatnonzero(moved) + 1))
+    return order, starts, np.diff(np.append(starts, len(order)))
+
+
+def _fits_memory(compute: Callable[[NDArray[np.int64]], None], chunk: NDArray[np.int64]) -> bool:
+    try:
+        compute(chunk)
+    except torch.OutOfMemoryError:
+        # the error holds the frames that hold the tensors: memory is free only after this block
+        pass
+    else:
+        return True
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return False
+
+
+def _no_memory(window: Window) -> Rejection:
+    return Rejection(
+        "out_of_memory",
+        f"One point of a window of {len(window.ids)} tokens does not fit the memory. "
+        f"Write a smaller max_tokens, or use a device with more memory.",
+    )
+
+
+def _not_finite(what: str) -> Rejection:
+    return Rejection(
+        "not_finite", f"The model's {what} are NaN or infinite for this text; often an overflow of float16."
+    )

@@ -1,0 +1,111 @@
+"""The exception tree of lexplain.
+
+    ExplainError
+    ├── PlanError        (ValueError)    the plan breaks a rule; carries every problem found
+    ├── MethodError      (LookupError)   a method id is unknown, or registered twice
+    ├── ModelError       (ValueError)    a model folder cannot be loaded or cannot be explained
+    ├── CorpusError      (ValueError)    a source cannot be read as the plan maps it
+    ├── DocumentError    (ValueError)    one document cannot be explained; becomes a rejected row
+    ├── SessionError     (RuntimeError)  Java, Spark or Delta is missing, or of a wrong version
+    ├── DeviceError      (RuntimeError)  a GPU was asked for and the task has none
+    ├── TableError       (RuntimeError)  a table is locked, or of another schema version
+    ├── AccountingError  (RuntimeError)  committed rows do not add up to the documents planned
+    └── LimitError       (RuntimeError)  a limit of the plan was passed; the run stops with what it has
+
+Every message has three parts: what was wrong (field and value), what would have happened
+silently, and what to write instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class ExplainError(Exception):
+    """Root of every error that lexplain raises on purpose."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One broken rule of a plan.
+
+    Attributes:
+        field: Dotted path of the key, as `models.splits`.
+        value: What the plan says there.
+        rule: The rule it breaks, a clause that continues "field=value ...".
+        consequence: What would have happened silently, one sentence without its full stop.
+        remedy: What to write instead, one sentence without its full stop.
+    """
+
+    field: str
+    value: object
+    rule: str
+    consequence: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.field}={self.value!r} {self.rule}. {self.consequence}. {self.remedy}."
+
+
+class PlanError(ExplainError, ValueError):
+    """Raised when a plan breaks rules; all of its problems are in `problems`."""
+
+    def __init__(self, origin: str, problems: Sequence[Problem]) -> None:
+        self.origin = origin
+        self.problems = tuple(problems)
+        count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        lines = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(self.problems, 1))
+        super().__init__(f"{origin}: {count}, nothing was started.\n{lines}")
+
+    def __reduce__(self) -> tuple[type[PlanError], tuple[str, tuple[Problem, ...]]]:
+        # Exceptions pickle by their message; this one crosses process borders whole.
+        return type(self), (self.origin, self.problems)
+
+
+class MethodError(ExplainError, LookupError):
+    """Raised when a method id is unknown or registered twice."""
+
+
+class ModelError(ExplainError, ValueError):
+    """Raised when a model cannot be loaded, or loads but cannot be explained."""
+
+
+class CorpusError(ExplainError, ValueError):
+    """Raised when a source cannot be read as the plan maps it."""
+
+
+class DocumentError(ExplainError, ValueError):
+    """Raised when one document cannot be explained.
+
+    Attributes:
+        reason: The word stored in the row, as `empty_text`.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        self.reason = reason
+        self.message = message
+        super().__init__(f"{reason}: {message}")
+
+    def __reduce__(self) -> tuple[type[DocumentError], tuple[str, str]]:
+        return type(self), (self.reason, self.message)
+
+
+class SessionError(ExplainError, RuntimeError):
+    """Raised when Java, Spark or Delta is missing or of a version that does not fit."""
+
+
+class DeviceError(ExplainError, RuntimeError):
+    """Raised when a GPU was asked for and the task was given none."""
+
+
+class TableError(ExplainError, RuntimeError):
+    """Raised when a table is held by another writer or has another schema version."""
+
+
+class AccountingError(ExplainError, RuntimeError):
+    """Raised when committed rows do not add up to the documents planned."""
+
+
+class LimitError(ExplainError, RuntimeError):
+    """Raised when a limit of the plan was passed and the run stopped with what it has."""

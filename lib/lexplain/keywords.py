@@ -1,0 +1,443 @@
+"""Explanations to keywords: word sums a chunk, statistics over splits, rules that keep or drop, list overlap.
+
+Everything is Spark SQL over the tables; no row passes through Python and none comes to the driver, except
+the few of `compare_lists`. Word scores are added up as DECIMAL, and what is computed from them runs over
+sorted arrays: a result is the same to the last digit whatever the order of rows, partitions and increments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from lexplain.plan import corpus_key, digest, evidence_key
+from lexplain.tables import SCORE, SCORE_SUM, quote_list, quote_text
+
+if TYPE_CHECKING:
+    from pyspark.sql import Row
+
+    from lexplain.plan import Plan
+    from lexplain.tables import Tables
+
+JACKKNIFE_GROUPS = 20
+
+# 97.5 % quantile of Student's t with JACKKNIFE_GROUPS - 1 degrees of freedom.
+_T_QUANTILE = 2.093
+
+# Below three splits a standard deviation between them says next to nothing.
+_MIN_SPLITS = 3
+
+# The last 8 of the digest's hexadecimal digits; the first ones already decide about splits and buckets.
+_DOC_GROUP = f"CAST(conv(right(text_digest, 8), 16, 10) AS BIGINT) % {JACKKNIFE_GROUPS}"
+
+# Python's `[^\w\s]` for Java: there \w and \s know ASCII only, so "köpa" would become "kpa".
+_NO_WORD_CHARACTER = r"[^\p{L}\p{N}_\s\x1c-\x1f\x85\p{Z}]"
+
+# scikit-learn's default `\b\w\w+\b`, a maximal run of two or more word characters.
+_VECTORIZER_WORD = r"[\p{L}\p{N}_]{2,}"
+
+_LETTER = r"\p{L}"
+
+# One digit less than the sums have: a difference of DECIMAL(38,18) would lose its last decimal place.
+_DIFFERENCE = "DECIMAL(37,18)"
+
+
+def sum_words(tables: Tables, plan: Plan, explain_keys: Sequence[str]) -> int:
+    """Add up the words of finished chunks that have no sums for the plan's evidence yet, in one commit.
+
+    A chunk is finished when the rows of its documents are all there. With its sums it gets rows without a
+    word: one a label and document group, which counts the evidence documents, and one without a label,
+    which counts all documents and marks the chunk as added up.
+
+    Args:
+        tables: Reads `chunks` and `explanations`, appends to `word_sums`.
+        plan: Names the corpus and the evidence.
+        explain_keys: Models whose chunks are added up.
+
+    Returns:
+        Number of chunks added, 0 or more. Chunks that are not finished are left for the next call.
+
+    Note:
+        Evidence is an explained row above `keywords.probability` (strictly) whose label is gold, or any with
+        evidence `predicted`. Of its words with a score >= 0, divided by the L2 norm over tokens (a norm of 0
+        counts as a score of 0), the `top_n` best occurrences count. With word_rule `sacx-2022`, words lose
+        everything but letters, numbers, `_` and white space first; words left empty and scores above 1 do
+        not take up one of the `top_n` places, numbers do.
+        Runs on: Spark, in one pass over the explanations of unsummed chunks; only occurrences that count are
+        shuffled, after partial sums. Source: Rönnqvist et al. 2022 and its code, from the top-N cut on.
+    """
+    # Both queries below must see the same chunks, or a marker could be written without its sums.
+    versions = {name: _read_version(tables, name) for name in ("word_sums", "chunks", "explanations")}
+    finished = _select_finished_chunks(tables, plan, explain_keys, versions)
+    fingerprint = tables.spark.sql(
+        f"SELECT count(*) AS n_chunks, bit_xor(xxhash64(explain_key, increment, bucket)) AS chunks FROM ({finished})"
+    ).first()
+    if fingerprint is None or fingerprint["n_chunks"] == 0:
+        return 0
+    sums = tables.spark.sql(_select_word_sums(tables, plan, explain_keys, versions, finished))
+    app_id = digest("word_sums", evidence_key(plan), corpus_key(plan.corpus), *fingerprint)
+    # The table's own version, since sums that were deleted on purpose may have to be added a second time:
+    # with a constant version Delta would drop them without a word.
+    tables.append(sums, "word_sums", app_id=app_id, version=versions["word_sums"] + 1)
+    return int(fingerprint["n_chunks"])
+
+
+def rank_keywords(
+    tables: Tables,
+    plan: Plan,
+    explain_keys: Sequence[str],
+    *,
+    keyword_key: str,
+    labelled_key: str | None,
+    test_share_ratio: float | None,
+) -> None:
+    """Write `word_statistics` and `keywords` of one keyword table, each in one commit; nothing if they exist.
+
+    Args:
+        tables: Reads `word_sums` and `staged` or `explanations`, writes `word_statistics` and `keywords`.
+        plan: Names the corpus, the evidence and the rules.
+        explain_keys: One a split.
+        keyword_key: Names the keyword table.
+        labelled_key: `corpus_key` of the labelled documents whose labels count for document frequencies;
+            None: a document counts for each label that a model predicts above `keywords.probability`.
+        test_share_ratio: Test documents / training documents of a split; None leaves `score_error` null.
+
+    Note:
+        A word is kept if it breaks none of these rules; `drop_reason` is the first that it breaks.
+        `selection_frequency`: at least theta of all splits selected it (theta taken as the decimal number that
+        was written, so 0.6 of 5 splits is exactly 3). `document_frequency`: more than min_df documents of the
+        class hold it. `no_letter`: it has a letter. `max_classes`: at most so many classes keep it so far.
+        `beyond_top`: its rank by mean, ties by the word's bytes, is at most `top`.
+
+        `document_frequency` and `distinctiveness` are counted for words that enough splits selected for any
+        class, and null for all others. `score_std` and `score_error` need 3 splits with the word; R in the
+        correction 1/R + test_share_ratio is the number of those splits. The interval is a delete-a-group
+        jackknife; it is null where all occurrences are in one group of documents.
+
+        Runs on: Spark. Cost: one pass over the sums, and one over the documents for their frequencies.
+        Source: rules, Rönnqvist et al. 2022; correction, Nadeau & Bengio 2003, section 3; jackknife,
+        Kott 2001; distinctiveness, the code of Rönnqvist et al. 2022.
+    """
+    if not _is_empty(tables, keyword_key):
+        return
+    statistics = tables.spark.sql(_select_statistics(tables, plan, explain_keys, keyword_key))
+    tables.replace(statistics, "word_statistics", where={"keyword_key": keyword_key})
+    # An exact threshold: 0.55 * 100 is 55.00000000000001 in floating point.
+    n_splits = len(set(explain_keys))
+    min_splits = math.ceil(Decimal(str(plan.keywords.theta)) * n_splits)
+    documents = _select_documents(tables, plan, explain_keys, labelled_key)
+    query = f"""
+        WITH measures AS ({_select_measures(tables, plan, explain_keys, keyword_key, test_share_ratio)}),
+        candidates AS ({_select_candidates(tables, keyword_key, min_splits)}),
+        classes AS ({_select_classes(documents, plan)}),
+        frequencies AS ({_select_frequencies(documents, plan)})
+        {_select_keywords(plan, keyword_key, n_splits, min_splits)}"""
+    tables.replace(tables.spark.sql(query), "keywords", where={"keyword_key": keyword_key})
+
+
+def compare_lists(
+    tables: Tables, keyword_key_a: str, keyword_key_b: str, *, p: float = 0.9, depth: int = 50
+) -> list[Row]:
+    """Return how much two keyword tables agree, one row a class that has a keyword in either.
+
+    Args:
+        tables: Reads `keywords`.
+        keyword_key_a: One keyword table.
+        keyword_key_b: The other.
+        p: Weight of the next rank relative to the one before, above 0 and below 1.
+        depth: Keywords of each list that are compared, from rank 1.
+
+    Returns:
+        Rows (label, rank_biased_overlap, jaccard, n_a, n_b) by label. n_a and n_b are the lists' lengths
+        within `depth`; both overlaps are 1.0 for equal lists and 0.0 for lists that share no word or of which
+        one is empty. The rank-biased overlap is extrapolated (RBO_ext) and made for lists of unequal lengths.
+
+    Raises:
+        ValueError: `p` or `depth` is out of range.
+
+    Note:
+        Runs on: Spark; a few rows come to the driver.
+        Source: Webber, Moffat & Zobel 2010, equation 32.
+    """
+    if not 0.0 < p < 1.0:
+        raise ValueError(
+            f"p={p!r} must be above 0 and below 1. The overlap would be that of the first rank alone, or of no "
+            "rank at all. Write p=0.9, which gives the first 10 ranks 86 % of the weight."
+        )
+    if depth < 1:
+        raise ValueError(
+            f"depth={depth!r} must be >= 1. No keyword would be compared, and no class reported. Write depth=50."
+        )
+    lists = [
+        f"SELECT label, word, rank FROM {tables.name('keywords')}"
+        f" WHERE keyword_key = {quote_text(key)} AND kept AND rank <= {depth:d}"
+        for key in (keyword_key_a, keyword_key_b)
+    ]
+    return tables.spark.sql(f"""
+        WITH pairs AS (
+            SELECT label, a.rank AS rank_a, b.rank AS rank_b
+            FROM ({lists[0]}) a FULL JOIN ({lists[1]}) b USING (label, word)
+        ), lists AS (
+            SELECT label, count(rank_a) AS n_a, count(rank_b) AS n_b,
+                CAST(least(count(rank_a), count(rank_b)) AS INT) AS n_short,
+                CAST(greatest(count(rank_a), count(rank_b)) AS INT) AS n_long,
+                collect_list(greatest(rank_a, rank_b)) FILTER (WHERE rank_a + rank_b IS NOT NULL) AS met_at
+            FROM pairs GROUP BY label
+        ), overlaps AS (
+            SELECT *, transform(sequence(1, n_long), d -> size(filter(met_at, rank -> rank <= d))) AS shared,
+                size(filter(met_at, rank -> rank <= n_short)) AS shared_short, size(met_at) AS shared_long
+            FROM lists
+        )
+        SELECT label, CASE WHEN n_short = 0 THEN 0D ELSE
+            (1D - {p!r}D) / {p!r}D * aggregate(sequence(1, n_long), 0D, (total, d) -> total + power({p!r}D, d) / d
+                * (shared[d - 1] + shared_short * greatest(d - n_short, 0) / n_short))
+            + ((shared_long - shared_short) / n_long + shared_short / n_short) * power({p!r}D, n_long)
+            END AS rank_biased_overlap,
+            shared_long / (n_a + n_b - shared_long) AS jaccard, n_a, n_b
+        FROM overlaps ORDER BY label""").collect()
+
+
+# --- word sums ------------------------------------------------------------------------------------------------
+
+
+def _read_version(tables: Tables, table: str) -> int:
+    return int(tables.spark.sql(f"DESCRIBE HISTORY {tables.name(table)} LIMIT 1").collect()[0]["version"])
+
+
+def _scope(plan: Plan, explain_keys: Sequence[str]) -> str:
+    return f"corpus_key = {quote_text(corpus_key(plan.corpus))} AND explain_key IN ({quote_list(explain_keys)})"
+
+
+def _select_finished_chunks(tables: Tables, plan: Plan, explain_keys: Sequence[str], versions: dict[str, int]) -> str:
+    """Return the chunks (explain_key, increment, bucket, split, n_documents) that are complete but not summed."""
+    scope = _scope(plan, explain_keys)
+    word_sums, chunks, explanations = (
+        f"{tables.name(name)} VERSION AS OF {versions[name]:d}" for name in ("word_sums", "chunks", "explanations")
+    )
+    return f"""
+        SELECT explain_key, increment, bucket, split, n_documents
+        FROM (SELECT * FROM {chunks} WHERE {scope})
+        LEFT ANTI JOIN (
+            SELECT explain_key, increment, bucket FROM {word_sums}
+            WHERE evidence_key = {quote_text(evidence_key(plan))} AND {scope} AND label IS NULL
+        ) USING (explain_key, increment, bucket)
+        LEFT JOIN (
+            SELECT explain_key, increment, bucket, count(*) AS n_present FROM {explanations}
+            WHERE {scope} AND label_rank = 0 GROUP BY explain_key, increment, bucket
+        ) USING (explain_key, increment, bucket)
+        WHERE coalesce(n_present, 0) >= n_documents"""
+
+
+def _is_evidence(plan: Plan) -> str:
+    condition = f"status = 'explained' AND probability > {plan.keywords.probability!r}D"
+    return condition if plan.evidence == "predicted" else f"{condition} AND is_gold"
+
+
+def _published_word(word: str) -> str:
+    return f"regexp_replace({word}, {quote_text(_NO_WORD_CHARACTER)}, '')"
+
+
+def _best_words(plan: Plan) -> str:
+    """Return the array of the occurrences (word, score) that count, from `words` and `token_norm`."""
+    # NaN is the largest double in Spark: without the upper bound it would pass for a score >= 0.
+    words = "filter(words, w -> w.score >= 0 AND w.score < double('Infinity'))"
+    score = "coalesce(try_divide(w.score, token_norm), 0D)"
+    if plan.keywords.word_rule == "unicode":
+        # The order of `words` is that of its scores: cut first, divide what is left.
+        return (
+            f"transform(slice({words}, 1, {plan.keywords.top_n}), w -> named_struct('word', w.word, 'score', {score}))"
+        )
+    words = f"transform({words}, w -> named_struct('word', {_published_word('w.word')}, 'score', {score}))"
+    return f"slice(filter({words}, w -> w.word <> '' AND w.score <= 1), 1, {plan.keywords.top_n})"
+
+
+def _select_word_sums(
+    tables: Tables, plan: Plan, explain_keys: Sequence[str], versions: dict[str, int], finished: str
+) -> str:
+    """Return the rows of `word_sums` for the finished chunks, those without a word included."""
+    keys = f"{quote_text(evidence_key(plan))} AS evidence_key, {quote_text(corpus_key(plan.corpus))} AS corpus_key"
+    chunk = "explain_key, increment, bucket"
+    # Each row starts with an occurrence of no word, which counts the row itself as an evidence document.
+    return f"""
+        WITH finished AS ({finished}), evidence AS (
+            SELECT {chunk}, split, label, {_DOC_GROUP} AS doc_group, {_best_words(plan)} AS best
+            FROM {tables.name("explanations")} VERSION AS OF {versions["explanations"]:d}
+            LEFT SEMI JOIN finished USING ({chunk})
+            WHERE {_scope(plan, explain_keys)} AND {_is_evidence(plan)}
+        ), occurrences AS (
+            SELECT {chunk}, split, label, doc_group, inline(concat(
+                array(named_struct('word', CAST(NULL AS STRING), 'score', 0D, 'is_first', true)),
+                transform(best, (w, i) -> named_struct(
+                    'word', w.word, 'score', w.score, 'is_first', array_position(best.word, w.word) = i + 1))))
+            FROM evidence
+        )
+        SELECT {keys}, {chunk}, split, label, word, CAST(doc_group AS INT) AS doc_group,
+            count_if(is_first) AS n_documents, count(word) AS n_occurrences,
+            CAST(sum(CAST(score AS {SCORE})) AS {SCORE_SUM}) AS score_sum,
+            CAST(sum(CAST(score * score AS {SCORE})) AS {SCORE_SUM}) AS score_square_sum
+        FROM occurrences GROUP BY {chunk}, split, label, doc_group, word
+        UNION ALL
+        SELECT {keys}, {chunk}, split, NULL, NULL, -1, n_documents, 0, 0, 0 FROM finished"""
+
+
+# --- statistics and rules -------------------------------------------------------------------------------------
+
+
+def _is_empty(tables: Tables, keyword_key: str) -> bool:
+    query = f"SELECT 1 FROM {tables.name('keywords')} WHERE keyword_key = {quote_text(keyword_key)} LIMIT 1"
+    return tables.spark.sql(query).first() is None
+
+
+def _only_labels(plan: Plan) -> str:
+    return f"label IN ({quote_list(plan.keywords.labels)})" if plan.keywords.labels else "true"
+
+
+def _from_word_sums(tables: Tables, plan: Plan, explain_keys: Sequence[str]) -> str:
+    return (
+        f"{tables.name('word_sums')} WHERE evidence_key = {quote_text(evidence_key(plan))}"
+        f" AND {_scope(plan, explain_keys)} AND word IS NOT NULL AND {_only_labels(plan)}"
+    )
+
+
+def _select_statistics(tables: Tables, plan: Plan, explain_keys: Sequence[str], keyword_key: str) -> str:
+    return f"""
+        SELECT {quote_text(keyword_key)} AS keyword_key, split, label, word, sum(n_documents) AS n_documents,
+            sum(n_occurrences) AS n_occurrences, sum(score_sum) AS score_sum,
+            sum(score_square_sum) AS score_square_sum,
+            CAST(sum(score_sum) AS DOUBLE) / sum(n_occurrences) AS score_mean
+        FROM {_from_word_sums(tables, plan, explain_keys)} GROUP BY split, label, word"""
+
+
+def _sum(array: str, term: str) -> str:
+    """Return the sum of `term`, an expression of x, over an array in its order."""
+    return f"aggregate({array}, 0D, (total, x) -> total + {term})"
+
+
+def _select_measures(
+    tables: Tables, plan: Plan, explain_keys: Sequence[str], keyword_key: str, test_share_ratio: float | None
+) -> str:
+    """Return a row a class and word with the numbers that need no document but the evidence."""
+    ratio = "CAST(NULL AS DOUBLE)" if test_share_ratio is None else f"{float(test_share_ratio)!r}D"
+    return f"""
+        WITH by_split AS (
+            SELECT label, word, CAST(count(*) AS INT) AS n_selected, sum(n_documents) AS n_documents,
+                sum(n_occurrences) AS n_occurrences, CAST(sum(score_sum) AS {_DIFFERENCE}) AS score_sum,
+                CAST(sum(score_square_sum) AS DOUBLE) AS score_square_sum,
+                sort_array(collect_list(struct(split, score_mean))).score_mean AS split_means
+            FROM {tables.name("word_statistics")} WHERE keyword_key = {quote_text(keyword_key)} GROUP BY label, word
+        ), by_group AS (
+            SELECT label, word, sort_array(collect_list(struct(doc_group, n, total))) AS doc_groups
+            FROM (
+                SELECT label, word, doc_group, sum(n_occurrences) AS n, CAST(sum(score_sum) AS {_DIFFERENCE}) AS total
+                FROM {_from_word_sums(tables, plan, explain_keys)} GROUP BY label, word, doc_group
+            ) GROUP BY label, word
+        ), means AS (
+            SELECT *, CAST(score_sum AS DOUBLE) / n_occurrences AS score_mean,
+                {_sum("split_means", "x")} / n_selected AS mean_of_splits,
+                -- null where nothing is left without a group, and with it all that follows
+                transform(doc_groups, x -> try_divide(CAST(score_sum - x.total AS DOUBLE), n_occurrences - x.n)) AS left_out
+            FROM by_split JOIN by_group USING (label, word)
+        ), centres AS (
+            SELECT *, {JACKKNIFE_GROUPS} - size(left_out) AS n_without,
+                CASE WHEN n_selected >= {_MIN_SPLITS} THEN
+                    {_sum("split_means", "power(x - mean_of_splits, 2)")} / (n_selected - 1) END AS split_variance,
+                ({_sum("left_out", "x")} + ({JACKKNIFE_GROUPS} - size(left_out)) * score_mean) / {JACKKNIFE_GROUPS} AS centre
+            FROM means
+        )
+        SELECT label, word, n_selected, n_documents, n_occurrences, score_mean,
+            sqrt(greatest(score_square_sum / n_occurrences - score_mean * score_mean, 0D)) AS score_deviation,
+            sqrt(split_variance) AS score_std, sqrt((1D / n_selected + {ratio}) * split_variance) AS score_error,
+            {_T_QUANTILE}D * sqrt({JACKKNIFE_GROUPS - 1}D / {JACKKNIFE_GROUPS}
+                * ({_sum("left_out", "power(x - centre, 2)")} + n_without * power(score_mean - centre, 2))) AS half_width
+        FROM centres"""
+
+
+def _select_candidates(tables: Tables, keyword_key: str, min_splits: int) -> str:
+    """Return the words whose documents are counted: those that enough splits selected for any class."""
+    return f"""
+        SELECT DISTINCT word FROM (
+            SELECT label, word FROM {tables.name("word_statistics")} WHERE keyword_key = {quote_text(keyword_key)}
+            GROUP BY label, word HAVING count(*) >= {min_splits:d})"""
+
+
+def _select_documents(tables: Tables, plan: Plan, explain_keys: Sequence[str], labelled_key: str | None) -> str:
+    """Return (labels, words): a document's classes and words, each once; a document comes once for each class."""
+    published = plan.keywords.word_rule == "sacx-2022"
+    if labelled_key is None:
+        words = "words.word"
+        if published:
+            words = f"transform(words, w -> {_published_word('w.word')})"
+        # A document has a row for each split, and the splits' models may have read different parts of it.
+        return f"""
+            SELECT array(label) AS labels, array_distinct(flatten(collect_list({words}))) AS words
+            FROM {tables.name("explanations")}
+            WHERE {_scope(plan, explain_keys)} AND status = 'explained'
+                AND probability > {plan.keywords.probability!r}D
+            GROUP BY doc_id, label"""
+    known, words = "words", "array_distinct(words)"
+    if published:
+        known = "try_validate_utf8(CAST(text AS STRING))"
+        words = f"array_distinct(regexp_extract_all(lower({known}), {quote_text(_VECTORIZER_WORD)}, 0))"
+    return f"""
+        SELECT array_distinct(labels) AS labels, {words} AS words FROM {tables.name("staged")}
+        WHERE corpus_key = {quote_text(labelled_key)} AND {known} IS NOT NULL"""
+
+
+def _select_classes(documents: str, plan: Plan) -> str:
+    return f"""
+        SELECT label, count(*) AS n_documents FROM (SELECT explode(labels) AS label FROM ({documents}))
+        WHERE {_only_labels(plan)} GROUP BY label"""
+
+
+def _select_frequencies(documents: str, plan: Plan) -> str:
+    """Return (word, counts): for each candidate the classes that hold it (label, n, share), by label."""
+    # Joined before they are shuffled: most words of a large corpus are no candidates.
+    return f"""
+        WITH counted AS (
+            SELECT label, word, count(*) AS n
+            FROM (SELECT labels, explode(words) AS word FROM ({documents})) LEFT SEMI JOIN candidates USING (word)
+            LATERAL VIEW explode(labels) AS label
+            WHERE {_only_labels(plan)} GROUP BY label, word
+        ), shares AS (
+            SELECT word, struct(label, n, n / n_documents AS share) AS class FROM counted JOIN classes USING (label)
+        )
+        SELECT word, sort_array(collect_list(class)) AS counts FROM candidates LEFT JOIN shares USING (word)
+        GROUP BY word"""
+
+
+def _select_keywords(plan: Plan, keyword_key: str, n_splits: int, min_splits: int) -> str:
+    """Return the rows of `keywords` from measures, frequencies and classes: every word judged by the rules."""
+    rules = plan.keywords
+    max_classes = "false" if rules.max_classes is None else f"n_classes > {rules.max_classes:d}"
+    beyond_top = "false" if rules.top is None else f"position > {rules.top:d}"
+    others = _sum("filter(counts, x -> x.label <> label)", "x.share")
+    return f"""
+        , counted AS (
+            SELECT *, get(filter(counts, x -> x.label = label), 0) AS class,
+                {others} / nullif((SELECT count(*) FROM classes) - 1, 0) AS share_of_others
+            FROM measures LEFT JOIN frequencies USING (word)
+        ), judged AS (
+            SELECT *, CASE WHEN counts IS NOT NULL THEN coalesce(class.n, 0) END AS document_frequency,
+                (class.share - share_of_others) / class.share AS distinctiveness,
+                CASE WHEN n_selected < {min_splits:d} THEN 'selection_frequency'
+                    WHEN coalesce(class.n, 0) <= {rules.min_df:d} THEN 'document_frequency'
+                    WHEN NOT word RLIKE {quote_text(_LETTER)} THEN 'no_letter' END AS broken
+            FROM counted
+        ), spread AS (
+            SELECT *, CASE WHEN broken IS NULL AND {max_classes} THEN 'max_classes' ELSE broken END AS broken_rule
+            FROM (SELECT *, count_if(broken IS NULL) OVER (PARTITION BY word) AS n_classes FROM judged)
+        ), ranked AS (
+            SELECT *, row_number() OVER (PARTITION BY label, broken_rule ORDER BY score_mean DESC, word) AS position
+            FROM spread
+        ), decided AS (
+            SELECT *, CASE WHEN broken_rule IS NULL AND {beyond_top} THEN 'beyond_top' ELSE broken_rule END AS drop_reason
+            FROM ranked
+        )
+        SELECT {quote_text(keyword_key)} AS keyword_key, label, word,
+            CASE WHEN drop_reason IS NULL THEN position END AS rank, score_mean, score_deviation, score_std, score_error,
+            score_mean - half_width AS ci_low, score_mean + half_width AS ci_high,
+            CAST(n_selected AS DOUBLE) / {n_splits:d} AS selection_frequency, {n_splits:d} AS n_splits,
+            n_documents, n_occurrences, document_frequency, distinctiveness, drop_reason IS NULL AS kept, drop_reason
+        FROM decided"""

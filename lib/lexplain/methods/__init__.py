@@ -1,0 +1,285 @@
+"""The registry of attribution methods.
+
+A method is one function and one decorator. It sees tensors, never text, tokenizers or tables:
+
+    @method(version=1, complete=True, signed=True, cite="sundararajan2017axiomatic", ranges={"nodes": (2,
+    2000)}) def integrated_gradients(evaluate: Evaluate, inputs: Inputs, *, nodes: int = 50) -> Attribution:
+    ...
+
+Its keyword-only parameters are its options. A plan is checked against them before Spark starts, and the
+versioned id `integrated_gradients.v1` is stored in every row: a change that moves a number raises the
+version.
+
+Importing this module does not import torch; looking a method up does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import math
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from lexplain.errors import MethodError, Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    METHODS: Mapping[str, Method]
+    """Every method by versioned id; the families are imported when it is first read."""
+
+_FAMILIES = ("paths",)
+
+_registered: dict[str, Method] = {}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Inputs:
+    """One batch of rows for a method; a row is one (window, target) pair.
+
+    B rows, S tokens of the padded length, D embedding. The target of a row is inside `Evaluate`.
+
+    Attributes:
+        x: (B, S, D) word embeddings.
+        baseline: (B, S, D) word embeddings of the baseline; equal to x on special tokens and padding.
+        mask: (B, S) bool, False on padding.
+        target_score: (B,) float64, F(x): the logit of the row's target.
+    """
+
+    x: Tensor
+    baseline: Tensor
+    mask: Tensor
+    target_score: Tensor
+
+
+class Evaluate(Protocol):
+    """The model, restricted to each row's own target, at points of the straight lines from baseline to x.
+
+    The points of all rows may be asked for in one call: they are sorted by length and packed into passes
+    under the token budget, and rows of the same window share the forward part of a pass at equal alphas. P
+    points; `rows` and `alphas` are CPU tensors, results are float64 on the model's device.
+    """
+
+    def logits(self, rows: Tensor, alphas: Tensor) -> Tensor:
+        """Return F at baseline + alpha (x - baseline), (P,), without gradients.
+
+        Args:
+            rows: (P,) long, the row of each point.
+            alphas: (P,) float64; 0 gives the baseline exactly, 1 gives x exactly.
+        """
+
+    def directional(self, rows: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F, (P,), and its derivative along the line by token, (P, S).
+
+        That is the sum over D of (x - baseline) dF/dx; exactly 0.0 where x equals the baseline.
+
+        Args:
+            rows: As in `logits`.
+            alphas: As in `logits`.
+        """
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Attribution:
+    """What a method returns, for the rows of its inputs, in their order.
+
+    Attributes:
+        scores: (B, S) float64, in logits.
+        baseline_score: (B,) float64, F(baseline).
+        completeness_gap: (B,) float64, F(x) - F(baseline) - sum of the scores, before any of it is
+            distributed.
+        evaluations: (B,) long, points at which a gradient was taken.
+        converged: (B,) bool, whether the method's own stopping rule was met; True for a method that has none.
+    """
+
+    scores: Tensor
+    baseline_score: Tensor
+    completeness_gap: Tensor
+    evaluations: Tensor
+    converged: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a method.
+
+    Attributes:
+        type: A type hint: str, int, float, bool, a Literal, or a union of these with None.
+        default: Its value when the plan leaves it out.
+        range: Smallest and largest value, both allowed; None when any is.
+    """
+
+    type: object
+    default: object
+    range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A registered attribution method.
+
+    Attributes:
+        id: Name and version, as `integrated_gradients.v1`.
+        function: Takes (evaluate, inputs, **options) and returns an Attribution.
+        complete: Scores sum to F(x) - F(baseline), up to the completeness gap.
+        signed: A positive score raises the target logit, a negative one lowers it.
+        stochastic: Draws random numbers.
+        cite: Key of the paper.
+        options: By name, in the order of the signature.
+    """
+
+    id: str
+    function: Callable[..., Attribution]
+    complete: bool
+    signed: bool
+    stochastic: bool
+    cite: str
+    options: Mapping[str, Option]
+
+    def check(self, options: Mapping[str, object]) -> list[Problem]:
+        """Return every problem of the options that a plan gives; none if they are right."""
+        return [problem for name, value in options.items() for problem in self._check_one(name, value)]
+
+    def complete_options(self, options: Mapping[str, object]) -> dict[str, object]:
+        """Return all options: defaults filled in, and whole numbers made float where the option is one."""
+        completed = {name: options.get(name, option.default) for name, option in self.options.items()}
+        for name, value in completed.items():
+            if type(value) is int and not _accepts(self.options[name].type, value, exact=True):
+                completed[name] = float(value)  # 1 and 1.0 are one option value, so they must give one key
+        return completed
+
+    def _check_one(self, name: str, value: object) -> list[Problem]:
+        field = f"method.{name}"
+        option = self.options.get(name)
+        if option is None:
+            known = ", ".join(self.options) or "none"
+            return [Problem(field, value, f"is no option of {self.id}", "It would have been ignored",
+                            f"Write {_suggest(name, self.options) or known}")]  # fmt: skip
+        consequence = "The scores would not have been those of the method"
+        if not _accepts(option.type, value):
+            rule = f"must be {_describe(option.type)}"
+            return [Problem(field, value, rule, consequence, f"Write {name}: {option.default}, or leave it out")]
+        if option.range is not None and isinstance(value, int | float):
+            low, high = option.range
+            if not low <= value <= high:
+                rule = f"must be between {low:g} and {high:g}"
+                return [Problem(field, value, rule, consequence, f"Write {name}: {option.default}, or leave it out")]
+        return []
+
+
+Function = TypeVar("Function", bound=Callable[..., "Attribution"])
+
+
+def method(
+    *, version: int, cite: str, complete: bool = False, signed: bool = True, stochastic: bool = False,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> Callable[[Function], Function]:  # fmt: skip
+    """Register a function as an attribution method under `NAME.vVERSION`.
+
+    Args:
+        version: Raised by every change that moves a number.
+        cite: Key of the paper.
+        complete: Scores sum to F(x) - F(baseline).
+        signed: Scores have a sign.
+        stochastic: Draws random numbers.
+        ranges: Smallest and largest value of an option, both allowed.
+
+    Raises:
+        MethodError: The id is taken, or a range names no option.
+    """
+
+    def register(function: Function) -> Function:
+        name = function.__name__
+        hints = get_type_hints(function)
+        ranged = dict(ranges or {})
+        options = {
+            parameter.name: Option(hints[parameter.name], parameter.default, ranged.pop(parameter.name, None))
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        identity = f"{name}.v{version}"
+        if ranged:
+            raise MethodError(
+                f"ranges={sorted(ranged)!r} of {identity} must name options. They would never have been "
+                f"checked. Write names out of {', '.join(options) or 'none'}."
+            )
+        if identity in _registered:
+            raise MethodError(
+                f"method={identity!r} must be registered once. Rows of two methods would have shared one id. "
+                f"Write another name, or version={version + 1}."
+            )
+        _registered[identity] = Method(identity, function, complete, signed, stochastic, cite, options)
+        return function
+
+    return register
+
+
+def find_method(name: str) -> Method:
+    """Return a method by versioned id, or the newest version of a name.
+
+    Raises:
+        MethodError: There is none; the message lists the known ones.
+    """
+    methods = _load_families()
+    if name in methods:
+        return methods[name]
+    versions = [identity for identity in methods if identity.rpartition(".v")[0] == name]
+    if versions:
+        return methods[max(versions, key=lambda identity: int(identity.rpartition(".v")[2]))]
+    names = {identity.rpartition(".v")[0] for identity in methods}
+    suggestion = _suggest(name, [*names, *methods])
+    raise MethodError(
+        f"method={name!r} is no known method. Nothing would have been explained. "
+        f"Write {f'{suggestion}, or another ' if suggestion else 'one '}of: {', '.join(sorted(methods))}."
+    )
+
+
+def __getattr__(name: str) -> Mapping[str, Method]:
+    """Import the families of methods when `METHODS` is first read."""
+    if name == "METHODS":
+        return _load_families()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _load_families() -> Mapping[str, Method]:
+    for family in _FAMILIES:
+        importlib.import_module(f"{__name__}.{family}")
+    return types.MappingProxyType(_registered)
+
+
+def _accepts(hint: object, value: object, *, exact: bool = False) -> bool:
+    """Tell whether a value fits a type hint; a whole number fits a float, unless `exact`."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return any(value == member and type(value) is type(member) for member in get_args(hint))
+    if origin in (Union, types.UnionType):
+        return any(_accepts(member, value, exact=exact) for member in get_args(hint))
+    if hint is float:
+        number = isinstance(value, float) or (type(value) is int and not exact)  # a bool is an int to Python
+        return number and math.isfinite(cast(float, value))
+    return value is None if hint in (None, type(None)) else type(value) is hint
+
+
+def _describe(hint: object) -> str:
+    """Return a type hint as a plan's reader would say it."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(str(member) for member in get_args(hint))}"
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_describe(member) for member in get_args(hint))
+    names: dict[object, str] = {
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+    }
+    return names[hint]
+
+
+def _suggest(name: str, known: Mapping[str, object] | list[str]) -> str | None:
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return matches[0] if matches else None

@@ -1,0 +1,196 @@
+"""Where model folders come from: their digest, and a verified local copy on each node.
+
+A model folder is a Hugging Face checkpoint (`config.json`, weights, tokenizer), or an MLflow
+transformers artefact that holds one under `model/`. Both are read alike from a local path and from
+any address that `pyarrow.fs` opens (`file://`, `s3://`, `gs://`, `hdfs://`, `abfss://`).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow
+from filelock import FileLock
+from pyarrow import fs
+
+from lexplain.errors import ModelError
+
+_READ_BYTES = 4 * 2**20
+
+# The files that change a model's numbers. A checkpoint of a trainer also holds optimizer states and
+# logs, one from the Hub a README and weights in other formats: none of those belong to the digest.
+_CHECKPOINT_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "bpe.codes",
+    "*.model",
+)
+_PICKLE_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+# Folders whose digest this process has verified, by (path, digest): hashing gigabytes once is enough.
+_VERIFIED: set[tuple[str, str]] = set()
+
+
+def digest_folder(folder: str | Path) -> str:
+    """Return the SHA-256 that names the model in `folder`, as 64 hexadecimal digits.
+
+    It covers the names and contents of the files that change numbers: configuration, weights,
+    tokenizer and vocabulary. Where it lies and what lies beside it (README, training logs, optimizer
+    states, `fine_tuning.json`) do not matter. Pickled weights count only where there is no
+    safetensors file, as in loading. An MLflow artefact has the digest of the checkpoint in it.
+
+    Args:
+        folder: A local path or a storage URI.
+
+    Raises:
+        ModelError: The folder cannot be read, or holds no checkpoint.
+
+    Note:
+        Runs on: driver and executors. Cost: reads every file once.
+    """
+    filesystem, files = _checkpoint(str(folder))
+    total = hashlib.sha256()
+    for name in sorted(files):
+        content = hashlib.sha256()
+        with filesystem.open_input_stream(files[name]) as stream:
+            while chunk := stream.read(_READ_BYTES):
+                content.update(chunk)
+        total.update(f"{name}\0{content.hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def fetch_model(folder: str | Path, digest: str, cache: Path | None = None) -> Path:
+    """Return a local Hugging Face folder that holds exactly the model named by `digest`.
+
+    A local checkpoint is used where it lies. Everything else is copied once for each node into
+    `<cache>/lexplain-models/<digest>`, under a file lock and renamed when complete, so that
+    tasks of one node share one copy and a killed copy is never taken for a whole one. A copy that
+    was damaged since (a cleaner of temporary files) is made again. The digest is verified once for
+    each process.
+
+    Args:
+        folder: A local path or a storage URI that this node can read.
+        digest: What `digest_folder` gave for it on the driver.
+        cache: Parent of the copies. None: a folder of this user under the temporary folder.
+
+    Raises:
+        ModelError: The folder cannot be read, or its content has another digest.
+
+    Note:
+        Runs on: driver and executors. Cost: one read, and one copy for each node.
+    """
+    source = str(folder)
+    if "://" not in source and (Path(source) / "config.json").is_file():
+        _verify(source, digest)
+        return Path(source)
+    if cache is None:
+        # Named by user: another user's folder could not be written to.
+        cache = Path(tempfile.gettempdir()) / f"lexplain-{os.getuid()}"
+    target = cache / "lexplain-models" / digest
+    if (str(target), digest) in _VERIFIED and target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if target.is_dir() and _is(target, digest):
+            _VERIFIED.add((str(target), digest))
+            return target
+        shutil.rmtree(target, ignore_errors=True)
+        partial = target.with_name(f".{digest}.{uuid.uuid4().hex}")
+        try:
+            _copy(source, partial)
+            _verify(str(partial), digest, origin=source)
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    _VERIFIED.add((str(target), digest))
+    return target
+
+
+def _verify(folder: str, digest: str, origin: str | None = None) -> None:
+    """Raise unless `folder` has the digest; `origin` is what the message names."""
+    if (folder, digest) in _VERIFIED:
+        return
+    found = digest_folder(folder)
+    if found != digest:
+        raise ModelError(
+            f"model folder={origin or folder!r} must have the digest {digest[:12]}, but has {found[:12]}. "
+            "The files changed since the run recorded them: explanations of two models would have been "
+            "stored under one name. Start a new run, which records the new digest, or put the old files back."
+        )
+    if origin is None:
+        _VERIFIED.add((folder, digest))
+
+
+def _is(folder: Path, digest: str) -> bool:
+    try:
+        return digest_folder(folder) == digest
+    except ModelError:
+        return False
+
+
+def _copy(source: str, target: Path) -> None:
+    filesystem, files = _checkpoint(source)
+    target.mkdir(parents=True)
+    for name, path in files.items():
+        with filesystem.open_input_stream(path) as stream, (target / name).open("wb") as copy:
+            shutil.copyfileobj(stream, copy, _READ_BYTES)
+
+
+def _checkpoint(source: str) -> tuple[fs.FileSystem, dict[str, str]]:
+    """Return the file system and the checkpoint's files, {name in a flat folder: path}."""
+    try:
+        if "://" in source:
+            filesystem, root = fs.FileSystem.from_uri(source)
+        else:
+            filesystem, root = fs.LocalFileSystem(), str(Path(source).absolute())
+        listing = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ModelError(
+            f"model folder={source!r} cannot be read: {error}. "
+            "Every task would have failed while it loads the model. "
+            "Write a path or a storage URI (file://, s3://, gs://, hdfs://, abfss://) that driver and "
+            "executors can read."
+        ) from error
+    prefix = root.rstrip("/") + "/"
+    names = {info.path.removeprefix(prefix): info.path for info in listing if info.type == fs.FileType.File}
+    return filesystem, _flatten(names, source)
+
+
+def _flatten(names: Mapping[str, str], source: str) -> dict[str, str]:
+    """Choose the checkpoint's files among relative `names` and give them names of one flat folder."""
+    if "config.json" in names:
+        parts = [""]
+    elif "model/config.json" in names:
+        # MLflow saves the tokenizer apart, unless it was given a checkpoint folder that has one.
+        parts = ["model/"] if "model/tokenizer_config.json" in names else ["components/tokenizer/", "model/"]
+    else:
+        raise ModelError(
+            f"model folder={source!r} must hold a config.json, or an MLflow transformers model. "
+            "Without one there is nothing to load. "
+            "Write the folder that save_pretrained or `lexplain run` wrote, or a transformers model of MLflow."
+        )
+    flat = {
+        name.removeprefix(part): path
+        for part in parts
+        for name, path in names.items()
+        if name.startswith(part) and "/" not in name.removeprefix(part)
+    }
+    pickled = not any(name.endswith(".safetensors") for name in flat)
+    patterns = _CHECKPOINT_FILES + (_PICKLE_FILES if pickled else ())
+    return {
+        name: path for name, path in flat.items() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    }

@@ -1,0 +1,289 @@
+"""One run of a plan: its stages in order, what each needs of the others, and the run's own record. Driver only."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from lexplain.attribution import ExplainedModel, Progress, attribute, count_documents, register_explain
+from lexplain.corpus import Staged, list_labels, stage
+from lexplain.errors import LimitError
+from lexplain.executor import ModelTask
+from lexplain.keywords import rank_keywords, sum_words
+from lexplain.plan import FindMethod, Plan, Source, corpus_key, keyword_key, run_id
+from lexplain.tables import TABLES, Tables, quote_text
+from lexplain.training import find_models, fine_tune_splits, take_models
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from lexplain.tracking import ModelLocation, RunTracker
+
+
+def tracking_uri(plan: Plan) -> str | None:
+    """Return where MLflow keeps runs; None when the plan has MLflow off."""
+    if not plan.mlflow.enabled:
+        return None
+    return plan.mlflow.tracking_uri or f"sqlite:///{plan.sink.path}/mlflow.db"
+
+
+@dataclass
+class Run:
+    """A run that is open: its tables are there, its inputs staged, its record written.
+
+    Attributes:
+        run_id: Digest of the plan's name and what its keys are made of.
+        seconds: Attribution time of this call.
+    """
+
+    plan: Plan
+    find_method: FindMethod
+    tables: Tables
+    progress: Progress
+    run_id: str
+    locations: list[ModelLocation]
+    tracker: RunTracker | None
+    record: dict[str, Any]
+    seconds: float = 0.0
+    _staged: dict[str, Staged] = field(default_factory=dict)
+
+    @property
+    def corpus(self) -> Staged:
+        """The corpus as staged; read and staged when first asked for."""
+        staged = self._stage(self.plan.corpus, "corpus")
+        self.record["corpus_key"], self.record["corpus_snapshot"] = staged.key, staged.version
+        return staged
+
+    @property
+    def training(self) -> Staged | None:
+        """The training documents as staged; None where the plan has none."""
+        return None if self.plan.training is None else self._stage(self.plan.training, "training")
+
+    def fine_tune(self) -> None:
+        """Fine-tune the splits that are not fine-tuned yet; nothing for models that the user brought."""
+        if self.plan.models.base is not None:
+            assert self.training is not None  # the plan's check saw to it
+            fine_tune_splits(self.tables, self.plan, self.locations[0], self.training, self.tracker, self.progress)
+
+    def find_models(self) -> list[ExplainedModel]:
+        """Return the models to explain.
+
+        Raises:
+            ModelError: They are not fine-tuned yet, or do not fit each other or the corpus.
+        """
+        if self.plan.models.base is not None:
+            assert self.training is not None
+            return find_models(self.tables, self.plan, self.find_method, self.locations[0], self.training)
+        labels: list[str] = []
+        if self.plan.corpus.columns.labels is not None:
+            labels = sorted({label for _, names in list_labels(self.tables, self.corpus) for label in names})
+        return take_models(self.tables, self.plan, self.find_method, self.locations, labels)
+
+    def attribute(self) -> None:
+        """Explain what is not explained yet, and check that every document is accounted for."""
+        models = self.find_models()
+        self._note(explain_keys=[model.explain_key for model in models])
+        before = self._explained(models)
+        try:
+            self.seconds = attribute(
+                self.tables, self.plan, self.find_method, models, self.corpus, self.training, self.progress
+            )
+        finally:
+            made = self._explained(models) - before
+            if made and self.seconds:
+                self._note(documents_per_second=made / self.seconds)
+        self._note(documents_by_status=count_documents(self.tables, models, self.corpus))
+
+    def aggregate(self) -> str:
+        """Add up what is not added up yet and write the keyword table.
+
+        Returns:
+            Its keyword_key.
+
+        Raises:
+            AccountingError: Attribution is not finished.
+        """
+        models = self.find_models()
+        keys = [model.explain_key for model in models]
+        self._note(explain_keys=keys, documents_by_status=count_documents(self.tables, models, self.corpus))
+        labelled = self._labelled()
+        key = keyword_key(self.plan, keys, self.corpus.version, None if labelled is None else labelled.version)
+        self.progress.start("aggregate", 1, "table")
+        sum_words(self.tables, self.plan, keys)
+        share = self.plan.models.test_share
+        rank_keywords(
+            self.tables, self.plan, keys, keyword_key=key,
+            labelled_key=None if labelled is None else labelled.key,
+            test_share_ratio=share / (1 - share) if self.plan.models.base is not None else None,
+        )  # fmt: skip
+        self.progress.advance(1)
+        self._note(keyword_key=key, labelled_snapshot=None if labelled is None else labelled.version)
+        self.progress.finish("keyword table written")
+        return key
+
+    def _labelled(self) -> Staged | None:
+        source = self.plan.labelled
+        if source is None:
+            return None
+        return self.training if self.plan.training is not None else self.corpus
+
+    def _stage(self, source: Source, name: str) -> Staged:
+        key = corpus_key(source)
+        if key in self._staged:
+            return self._staged[key]
+        pinned = self._pinned(source, name)
+        if pinned is None:
+            self.progress.start(f"read {name}", 1, "source")
+            pinned = stage(
+                self.tables, source, name=name, chunk_documents=self.plan.execution.chunk_documents,
+                with_words=self.plan.labelled is not None and corpus_key(self.plan.labelled) == key,
+            )  # fmt: skip
+            self.progress.advance(1)
+            self.progress.finish(f"{pinned.n_documents} documents staged")
+        self._staged[key] = pinned
+        return pinned
+
+    def _pinned(self, source: Source, name: str) -> Staged | None:
+        """Return what an unfinished run has pinned: a retry must see the input of its first start."""
+        version = self.record["corpus_snapshot"] if name == "corpus" else None
+        if version is None or self.record["resumed"] is False:
+            return None
+        rows = self.tables.read("increments").where(f"corpus_key = {quote_text(corpus_key(source))}").collect()
+        count = int(version.rsplit("/", 1)[1])
+        return Staged(corpus_key(source), count, sum(row["n_documents"] for row in rows if row["increment"] < count))
+
+    def _explained(self, models: list[ExplainedModel]) -> int:
+        keys = ", ".join(quote_text(model.explain_key) for model in models)
+        return int(
+            self.tables.read("explanations").where(f"explain_key IN ({keys}) AND label_rank = 0 AND status = 'explained'"
+                                                   f" AND corpus_key = {quote_text(self.corpus.key)}").count()
+        )  # fmt: skip
+
+    def _note(self, **values: object) -> None:
+        self.record |= values
+        _write_record(self.tables, self.record)
+
+    def finish(self, status: Literal["finished", "stopped", "failed"], detail: str | None = None) -> None:
+        """Write the run's last state to `runs` and to MLflow."""
+        self._note(status=status, detail=detail, finished_at=datetime.now(UTC))
+        if self.tracker is None:
+            return
+        counts = self.record["documents_by_status"] or {}
+        metrics = {f"documents/{name}": float(count) for name, count in counts.items()}
+        if self.record["documents_per_second"]:
+            metrics["documents_per_second"] = self.record["documents_per_second"]
+        metrics |= self._quality()
+        self.tracker.log_metrics(metrics)
+        self.tracker.set_tags({f"delta.{name}": version for name, version in self.tables.versions().items()})
+        self.tracker.set_tags({"lexplain.status": status, "lexplain.keyword_key": self.record["keyword_key"] or ""})
+        if self.record["keyword_key"] is not None:
+            kept = self.tables.read("keywords").where(f"keyword_key = {quote_text(self.record['keyword_key'])} AND kept")
+            self.tracker.log_table("keywords", kept.orderBy("label", "rank").toArrow())
+        self.tracker.finish("FINISHED" if status == "finished" else "FAILED")
+
+    def _quality(self) -> dict[str, float]:
+        keys = self.record["explain_keys"] or []
+        if not keys:
+            return {}
+        row = self.tables.read("explanations").where(
+            f"status = 'explained' AND corpus_key = {quote_text(self.record['corpus_key'])}"
+            f" AND explain_key IN ({', '.join(map(quote_text, keys))})"
+        ).selectExpr(
+            "avg(CAST(converged AS INT)) AS share_converged",
+            "percentile(completeness_gap_relative, 0.5) AS gap_relative_median",
+            "percentile(completeness_gap_relative, 0.99) AS gap_relative_p99",
+        ).collect()[0]  # fmt: skip
+        return {name: float(value) for name, value in row.asDict().items() if value is not None}
+
+
+@contextmanager
+def open_run(
+    spark: SparkSession, plan: Plan, find_method: FindMethod, progress: Progress, *, wait_seconds: float = 0.0
+) -> Iterator[Run]:
+    """Open a plan's run: tables, lock, models' digests, MLflow's parent run, the row in `runs`.
+
+    The run is recorded as failed when the block raises, as stopped when a limit was passed; otherwise the
+    caller says `finish`.
+
+    Raises:
+        TableError: Another writer holds the sink.
+        ModelError: A model is not there.
+    """
+    from lexplain.tracking import RunTracker, locate_model
+
+    tables = Tables(spark, plan.sink)
+    with tables.lock(wait_seconds):
+        tables.create()
+        uri = tracking_uri(plan)
+        names = plan.models.uris or (str(plan.models.base),)
+        locations = [locate_model(name, uri) for name in names]
+        identity = run_id(plan, find_method, [location.digest for location in locations])
+        tracker = None
+        if uri is not None:
+            tracker = RunTracker.open(
+                tracking_uri=uri, experiment=plan.mlflow.experiment, run_id=identity, name=plan.name,
+                artifact_root=None if plan.sink.path is None else str(Path(plan.sink.path) / "mlflow-artifacts"),
+            )  # fmt: skip
+            tracker.log_plan(plan.to_yaml())
+        tables.sign_commits({"run_id": identity, "mlflow_run_id": "" if tracker is None else tracker.mlflow_run_id})
+        record = _open_record(tables, plan, identity, None if tracker is None else tracker.mlflow_run_id)
+        run = Run(plan, find_method, tables, progress, identity, locations, tracker, record)
+        try:
+            yield run
+        except LimitError as error:
+            run.finish("stopped", str(error))
+            raise
+        except BaseException as error:
+            run.finish("failed", f"{type(error).__name__}: {error}"[:2000])
+            raise
+
+
+def register_latest_explain(spark: SparkSession, plan: Plan, find_method: FindMethod, tables: Tables) -> bool:
+    """Register `explain(text)` with the model of split 0 of the plan's latest run; False when there is none."""
+    rows = tables.spark.sql(
+        f"SELECT m.folder, m.digest FROM {tables.name('models')} m JOIN {tables.name('chunks')} c ON c.split = m.split"
+        f" JOIN {tables.name('runs')} r ON array_contains(r.explain_keys, c.explain_key)"
+        f" WHERE r.name = {quote_text(plan.name)} AND m.split = 0 ORDER BY r.started_at DESC LIMIT 1"
+    ).collect()
+    if not rows:
+        return False
+    model = ModelTask(0, None, rows[0]["folder"], rows[0]["digest"])
+    register_explain(spark, plan, find_method, model)
+    return True
+
+
+def _open_record(tables: Tables, plan: Plan, identity: str, mlflow_run_id: str | None) -> dict[str, Any]:
+    rows = tables.read("runs").where(f"run_id = {quote_text(identity)}").collect()
+    record: dict[str, Any] = {name: None for name, _, _ in TABLES["runs"].columns}
+    if rows:
+        record |= rows[0].asDict()
+    # A finished run looks for new documents; an unfinished one goes on with the input of its first start.
+    record["resumed"] = bool(rows) and record["status"] != "finished"
+    record |= {
+        "run_id": identity, "name": plan.name, "status": "running", "plan": plan.to_yaml(), "finished_at": None,
+        "started_at": record["started_at"] or datetime.now(UTC), "detail": None, "mlflow_run_id": mlflow_run_id, "versions": _versions(), "device": plan.execution.device,
+    }  # fmt: skip
+    _write_record(tables, record)
+    return record
+
+
+def _write_record(tables: Tables, record: Mapping[str, Any]) -> None:
+    values = {name: record[name] for name, _, _ in TABLES["runs"].columns}
+    rows = tables.spark.createDataFrame([values], TABLES["runs"].schema)
+    tables.replace(rows, "runs", where={"run_id": str(record["run_id"])})
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in ("lexplain", "torch", "transformers", "tokenizers", "icu4py", "numpy", "pyspark", "delta-spark"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,251 @@
+"""A Spark session with Delta: local by default, the cluster's own where there is one.
+
+The only module that opens a session or touches the JVM. Driver only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from lexplain.errors import SessionError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+DELTA_VERSION = "4.4.0"
+DELTA_PACKAGE = f"io.delta:delta-spark_4.2_2.13:{DELTA_VERSION}"
+# What Delta needs beyond Spark's own JARs. The rest that a resolver brings are older twins of JARs in pyspark.
+DELTA_JARS = (
+    f"delta-spark_4.2_2.13-{DELTA_VERSION}.jar",
+    f"delta-storage-{DELTA_VERSION}.jar",
+    f"delta-kernel-api-{DELTA_VERSION}.jar",
+    f"delta-kernel-defaults-{DELTA_VERSION}.jar",
+    f"delta-kernel-unitycatalog-{DELTA_VERSION}.jar",
+    "unitycatalog-client-0.6.0.jar",
+    "unitycatalog-hadoop-0.6.0.jar",
+)
+_EXCLUDED = (
+    "org.apache.hadoop:*",
+    "com.fasterxml.jackson.core:*",
+    "com.fasterxml.jackson.datatype:*",
+    "com.fasterxml.jackson.module:*",
+    "org.apache.parquet:*",
+    "org.apache.logging.log4j:*",
+    "org.roaringbitmap:*",
+    "org.slf4j:*",
+)
+DELTA_SETTINGS = {
+    "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+    "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+}
+SUPPORTED_JAVA = (17, 21)
+
+
+def find_java() -> Path:
+    """Return the Java executable that Spark will use.
+
+    Raises:
+        SessionError: There is none, or its version is not one that Spark 4.2 supports.
+    """
+    home = os.environ.get("JAVA_HOME")
+    found = str(Path(home) / "bin" / "java") if home else shutil.which("java")
+    install = (
+        "Install Java 17 or 21: `sudo apt install openjdk-17-jre-headless` on Debian and Ubuntu, "
+        "`brew install openjdk@17` on macOS; or point JAVA_HOME at one."
+    )
+    if found is None or not Path(found).is_file():
+        where = f"JAVA_HOME={home!r} holds no bin/java" if home else "java was not found"
+        raise SessionError(f"{where}. Spark cannot start without it. {install}")
+    try:
+        answer = subprocess.run([found, "-version"], capture_output=True, text=True, timeout=60, check=False).stderr
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise SessionError(f"java={found!r} does not run ({error}). Spark cannot start without it. {install}") from error
+    version = re.search(r'version "(\d+)(?:\.(\d+))?', answer)
+    major = 0 if version is None else int(version[1])
+    if major not in SUPPORTED_JAVA:
+        shown = f"version {major}" if version else "no version (is it macOS's placeholder?)"
+        raise SessionError(f"java={found!r} has {shown}, not 17 or 21. Spark 4.2 would have failed later. {install}")
+    return Path(found)
+
+
+def jar_folder() -> Path:
+    """Return the folder of the Delta JARs: one a Delta version, under the user's cache folder."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "lexplain" / f"delta-{DELTA_VERSION}"
+
+
+def find_jars() -> list[Path]:
+    """Return the Delta JARs, in order; raises SessionError when they were never fetched."""
+    jars = [jar_folder() / name for name in DELTA_JARS]
+    missing = [jar.name for jar in jars if not jar.is_file()]
+    if missing:
+        raise SessionError(
+            f"the Delta JARs are not in {jar_folder()} ({missing[0]} is missing). No Delta table could be written. "
+            "Run `lexplain fetch-jars` once, with a network."
+        )
+    return jars
+
+
+def fetch_jars() -> Path:
+    """Fetch the Delta JARs once, by Spark's own resolver; later starts need no network.
+
+    Returns:
+        Their folder.
+
+    Raises:
+        SessionError: The resolver failed; its last lines are in the message.
+    """
+    folder = jar_folder()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f"{folder.name}.lock"):
+        if all((folder / name).is_file() for name in DELTA_JARS):
+            return folder
+        find_java()
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            arrived = Path(scratch) / "jars"
+            _resolve(Path(scratch) / "ivy", arrived)
+            if folder.exists():
+                shutil.rmtree(folder)
+            arrived.rename(folder)
+    return folder
+
+
+def _resolve(ivy: Path, arrived: Path) -> None:
+    import pyspark
+
+    # The resolver runs before any main class; this one prints Hadoop's version and ends.
+    command = [
+        str(Path(pyspark.__file__).parent / "bin" / "spark-submit"),
+        "--master", "local[1]",
+        "--packages", DELTA_PACKAGE,
+        "--exclude-packages", ",".join(_EXCLUDED),
+        "--conf", f"spark.jars.ivy={ivy}",
+        "--class", "org.apache.hadoop.util.VersionInfo",
+        "spark-internal",
+    ]  # fmt: skip
+    environment = {**os.environ, "SPARK_LOCAL_IP": "127.0.0.1"}
+    environment.pop("SPARK_HOME", None)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    arrived.mkdir()
+    for name in DELTA_JARS:
+        found = list((ivy / "jars").glob(f"*_{name}"))
+        if not found:
+            tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
+            blocked = "download failed" in tail or "download failed" in done.stderr
+            hint = "~/.m2/repository may hold a POM without its JAR: move it away and try again" if blocked else (
+                "Check the network, then try again"
+            )
+            raise SessionError(f"Spark's resolver did not bring {name}. No Delta table could be written. {hint}.\n{tail}")
+        shutil.copy2(found[0], arrived / name)
+
+
+def open_session(
+    name: str,
+    *,
+    master: str | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> SparkSession:
+    """Return a Spark session that can write Delta tables.
+
+    A session that is already there (a platform's notebook or job) is used as it is; under `spark-submit` the
+    submitted settings count; otherwise a local one is started from the JARs that `fetch_jars` brought.
+
+    Args:
+        name: Application name.
+        master: Spark master of a session that is started here; `local[*]` when None.
+        settings: Further settings of a session that is started here.
+
+    Raises:
+        SessionError: Java or the JARs are missing, or the session there is has no Delta.
+    """
+    from pyspark.sql import SparkSession
+
+    active = SparkSession.getActiveSession()
+    if active is not None:
+        _check_delta(active)
+        return active
+    builder = SparkSession.builder.appName(name)
+    submitted = "PYSPARK_GATEWAY_PORT" in os.environ or "SPARK_REMOTE" in os.environ
+    if submitted:
+        for key, value in {**DELTA_SETTINGS, **(settings or {})}.items():
+            builder = builder.config(key, value)
+        session = builder.getOrCreate()
+        _check_delta(session)
+        return session
+    find_java()
+    # Python workers take the PATH's python3 otherwise, which has none of our packages.
+    os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+    os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+    os.environ.pop("SPARK_HOME", None)
+    for key, value in {**_local_settings(), "spark.master": master or "local[*]", **(settings or {})}.items():
+        builder = builder.config(key, value)
+    return builder.getOrCreate()
+
+
+def _local_settings() -> dict[str, str]:
+    scratch = tempfile.mkdtemp(prefix="lexplain-spark-")
+    return {
+        **DELTA_SETTINGS,
+        "spark.jars": ",".join(map(str, find_jars())),
+        "spark.driver.memory": "2g",
+        "spark.driver.host": "127.0.0.1",
+        "spark.local.dir": scratch,
+        "spark.sql.warehouse.dir": f"{scratch}/warehouse",
+        # Derby admits one process only; tables are registered by location instead.
+        "spark.sql.catalogImplementation": "in-memory",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.shuffle.partitions": "4",
+        "spark.databricks.delta.snapshotPartitions": "2",
+        "spark.databricks.delta.properties.defaults.checkpointInterval": "20",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": "512",
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.speculation": "false",
+    }
+
+
+def _check_delta(session: SparkSession) -> None:
+    extensions = session.conf.get("spark.sql.extensions", "") or ""
+    on_databricks = session.conf.get("spark.databricks.clusterUsageTags.sparkVersion", None) is not None
+    if "DeltaSparkSessionExtension" in extensions or on_databricks:
+        return
+    # These settings act when the JVM starts; setting them on a live session would change nothing.
+    options = " ".join(f"--conf {key}={value}" for key, value in DELTA_SETTINGS.items())
+    raise SessionError(
+        "the Spark session has no Delta (spark.sql.extensions does not name it). The first write would have failed. "
+        f"Start it with: --packages {DELTA_PACKAGE} {options}"
+    )
+
+
+def is_local(spark: SparkSession) -> bool:
+    """Return whether all tasks run in this one machine's process."""
+    return (spark.conf.get("spark.master", "") or "").startswith("local[") or spark.conf.get("spark.master", "") == "local"
+
+
+def count_slots(spark: SparkSession) -> int:
+    """Return how many tasks run at once: the default parallelism, or a setting where a thin client cannot see it."""
+    try:
+        return max(1, int(spark.sparkContext.defaultParallelism))
+    except Exception:  # noqa: BLE001 - Spark Connect has no context, and says so with an error class of its own
+        return int(spark.conf.get("spark.default.parallelism", spark.conf.get("spark.sql.shuffle.partitions", "8")) or 8)
+
+
+def stop_session(spark: SparkSession) -> None:
+    """Stop a local session and the JVM with it, so that the process ends at once."""
+    gateway = getattr(getattr(spark, "sparkContext", None), "_gateway", None)
+    spark.stop()
+    process = getattr(gateway, "proc", None)
+    if process is not None:
+        gateway.shutdown()
+        process.stdin.close()
+        process.wait(timeout=30)

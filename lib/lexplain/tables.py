@@ -1,0 +1,498 @@
+"""Every Delta table of lexplain: columns, comments, constraints, views, and the two ways to write.
+
+Tables live in a schema of a catalog (a platform), or under one folder with no metastore at all; then each
+session registers them by location, and `catalog.sql` beside them does the same for any other client.
+Driver only.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from lexplain.errors import TableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyspark.sql import DataFrame, SparkSession
+
+    from lexplain.plan import Sink
+
+SCHEMA_VERSION = 1
+
+# DECIMAL keeps sums independent of the order in which they are added up, to the last digit.
+SCORE = "DECIMAL(24,18)"
+SCORE_SUM = "DECIMAL(38,18)"
+
+WORDS = "ARRAY<STRUCT<word: STRING, start: INT, end: INT, score: DOUBLE>>"
+SPANS = "ARRAY<STRUCT<start: INT, end: INT, words: ARRAY<STRING>, score: DOUBLE>>"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table's definition.
+
+    Attributes:
+        name: Its name in the schema.
+        comment: What a row is.
+        columns: (name, SQL type, comment) in order.
+        checks: Constraint name to SQL condition.
+        cluster: Columns that queries select by.
+        partition: Partition columns; instead of clustering, where whole partitions are read or deleted.
+    """
+
+    name: str
+    comment: str
+    columns: tuple[tuple[str, str, str], ...]
+    checks: Mapping[str, str]
+    cluster: tuple[str, ...] = ()
+    partition: tuple[str, ...] = ()
+
+    @property
+    def schema(self) -> str:
+        """The columns as a DDL string, as `mapInArrow` takes it."""
+        return ", ".join(f"`{name}` {kind}" for name, kind, _ in self.columns)
+
+
+TABLES: dict[str, Table] = {
+    table.name: table
+    for table in (
+        Table(
+            "models",
+            "One row a fine-tuned or given model",
+            (
+                ("model_key", "STRING", "digest of base model, recipe, seed, split and training snapshot"),
+                ("split", "INT", "number of the split, from 0"),
+                ("seed", "INT", "seed of the plan's splits; null for a model the user brought"),
+                ("draw", "INT", "how often the split was redrawn until each label was in both halves"),
+                ("test_share", "DOUBLE", "share of the training documents held out"),
+                ("uri", "STRING", "what the user calls the model: folder or MLflow URI"),
+                ("folder", "STRING", "where executors read it"),
+                ("digest", "STRING", "SHA-256 over the files that change numbers"),
+                ("training_key", "STRING", "source of the training documents"),
+                ("training_snapshot", "STRING", "version of that source"),
+                ("labels", "ARRAY<STRING>", "label names in the model's order"),
+                ("macro_f1", "DOUBLE", "on the held-out half; null for models the user brought"),
+                ("micro_f1", "DOUBLE", "on the held-out half"),
+                ("label_f1", "MAP<STRING, DOUBLE>", "on the held-out half"),
+                ("n_train", "INT", "documents trained on"),
+                ("n_test", "INT", "documents held out"),
+                ("seconds", "DOUBLE", "of fine-tuning"),
+                ("mlflow_uri", "STRING", "registered model, as models:/name/version"),
+            ),
+            {"digest_known": "length(digest) = 64"},
+        ),
+        Table(
+            "staged",
+            "A source's documents, read once, shuffled once by text digest and written with their bucket",
+            (
+                ("corpus_key", "STRING", "source, filter, sample and column mapping"),
+                ("increment", "INT", "0 is the first reading of the source; documents appended later follow"),
+                ("bucket", "INT", "chunk of the increment; equal texts share one"),
+                ("doc_id", "STRING", "the user's id, or one made from the text"),
+                ("text", "BINARY", "the document as it was found; bytes, since they may be invalid UTF-8"),
+                ("text_digest", "STRING", "SHA-256 of the bytes, hexadecimal"),
+                ("labels", "ARRAY<STRING>", "gold labels; null where the source has none"),
+                ("seen_by", "ARRAY<INT>", "splits whose model has seen the document; null where the source does not say"),
+                ("words", "ARRAY<STRING>", "distinct word keys of a labelled document, for document frequencies"),
+            ),
+            {"bucket_from_0": "bucket >= 0"},
+            partition=("corpus_key", "increment", "bucket"),
+        ),
+        Table(
+            "increments",
+            "One row a staged increment of a source, written once its documents were checked",
+            (
+                ("corpus_key", "STRING", "source, filter, sample and column mapping"),
+                ("increment", "INT", "0 is the first reading of the source"),
+                ("origin", "STRING", "table name or path"),
+                ("snapshot", "STRING", "version of the source that was read"),
+                ("n_documents", "BIGINT", "documents staged"),
+                ("n_buckets", "INT", "chunks they were dealt to; fixed for the increment"),
+                ("staged_at", "TIMESTAMP", "when"),
+            ),
+            {"documents_from_0": "n_documents >= 0", "buckets_from_0": "n_buckets >= 0"},
+        ),
+        Table(
+            "chunks",
+            "The ledger: how many documents each model owes each chunk; written before the first task",
+            (
+                ("explain_key", "STRING", "model, method, options, words and windows"),
+                ("corpus_key", "STRING", "source of the documents"),
+                ("increment", "INT", "increment of the source"),
+                ("bucket", "INT", "bucket of the increment"),
+                ("split", "INT", "split of the model"),
+                ("n_documents", "BIGINT", "documents that the model has not trained on, so must be accounted for"),
+            ),
+            {"documents_from_0": "n_documents >= 0"},
+            cluster=("corpus_key", "explain_key"),
+        ),
+        Table(
+            "explanations",
+            "One row a model, document and predicted label: its words with their scores; or why there are none",
+            (
+                ("explain_key", "STRING", "model, method, options, words and windows"),
+                ("corpus_key", "STRING", "source of the document"),
+                ("increment", "INT", "increment of the source"),
+                ("bucket", "INT", "bucket of the increment"),
+                ("split", "INT", "split of the model"),
+                ("doc_id", "STRING", "document"),
+                ("text_digest", "STRING", "SHA-256 of the text, hexadecimal"),
+                ("status", "STRING", "explained, no_label, settled or rejected"),
+                ("reason", "STRING", "why a document was rejected"),
+                ("method", "STRING", "versioned method id"),
+                ("label", "STRING", "predicted label that is explained"),
+                ("label_rank", "INT", "0 for the document's most probable label; 0 where there is none"),
+                ("target", "STRING", "what was explained: logit"),
+                ("probability", "DOUBLE", "of the label"),
+                ("is_gold", "BOOLEAN", "the label is among the gold labels; null where the source has none"),
+                ("target_score", "DOUBLE", "logit of the label for the text"),
+                ("baseline_score", "DOUBLE", "logit of the label for the baseline"),
+                ("completeness_gap", "DOUBLE", "target_score - baseline_score - sum of scores, before any correction"),
+                ("completeness_gap_relative", "DOUBLE", "absolute gap / absolute score difference"),
+                ("evaluations", "INT", "gradient evaluations"),
+                ("accuracy", "STRING", "document or keywords"),
+                ("converged", "BOOLEAN", "the gap is within the method's tolerance"),
+                ("token_norm", "DOUBLE", "L2 norm of the token scores"),
+                ("n_tokens", "INT", "content tokens that the model read"),
+                ("n_windows", "INT", "windows that they made"),
+                ("other_score", "DOUBLE", "score of what is no word: punctuation, symbols, special tokens"),
+                ("words", WORDS, "words by descending score; code points of the text, 0-based, end exclusive"),
+                ("spans", SPANS, "spans, where the method has them"),
+            ),
+            {
+                "status_known": "status IN ('explained', 'no_label', 'settled', 'rejected')",
+                "reason_given": "(status = 'rejected') = (reason IS NOT NULL)",
+                "label_given": "(status IN ('explained', 'settled')) = (label IS NOT NULL)",
+                "probability_share": "probability IS NULL OR (probability >= 0 AND probability <= 1)",
+                "gap_from_0": "completeness_gap_relative IS NULL OR completeness_gap_relative >= 0",
+            },
+            cluster=("corpus_key", "explain_key", "label"),
+        ),
+        Table(
+            "word_sums",
+            "Additive sums of word scores a chunk. A row with a null word says that its chunk has been added up",
+            (
+                ("evidence_key", "STRING", "which scores count: evidence policy, probability, top N, word rule"),
+                ("explain_key", "STRING", "model, method, options, words and windows"),
+                ("corpus_key", "STRING", "source of the documents"),
+                ("increment", "INT", "increment of the source"),
+                ("bucket", "INT", "bucket of the increment"),
+                ("split", "INT", "split of the model"),
+                ("label", "STRING", "class"),
+                ("word", "STRING", "word key; null in the row that counts the evidence documents of a class"),
+                ("doc_group", "INT", "group of documents by text digest, 0..19, for the jackknife"),
+                ("n_documents", "BIGINT", "evidence documents that hold the word among their top N"),
+                ("n_occurrences", "BIGINT", "its occurrences there"),
+                ("score_sum", SCORE_SUM, "sum of the scores, each divided by its document's token norm"),
+                ("score_square_sum", SCORE_SUM, "sum of their squares"),
+            ),
+            {"counts_from_0": "n_documents >= 0 AND n_occurrences >= 0"},
+            cluster=("evidence_key", "corpus_key", "label"),
+        ),
+        Table(
+            "word_statistics",
+            "The sums of one keyword table by split",
+            (
+                ("keyword_key", "STRING", "explanations, evidence, thresholds and snapshots"),
+                ("split", "INT", "split of the model"),
+                ("label", "STRING", "class"),
+                ("word", "STRING", "word key"),
+                ("n_documents", "BIGINT", "evidence documents of the split with the word among their top N"),
+                ("n_occurrences", "BIGINT", "its occurrences there"),
+                ("score_sum", SCORE_SUM, "sum of the scores"),
+                ("score_square_sum", SCORE_SUM, "sum of their squares"),
+                ("score_mean", "DOUBLE", "mean over the occurrences"),
+            ),
+            {"counts_from_1": "n_documents >= 1 AND n_occurrences >= 1"},
+            cluster=("keyword_key", "label"),
+        ),
+        Table(
+            "keywords",
+            "One row a class and word: how strongly and how stably the word speaks for the class, kept or why not",
+            (
+                ("keyword_key", "STRING", "explanations, evidence, thresholds and snapshots"),
+                ("label", "STRING", "class"),
+                ("word", "STRING", "word key"),
+                ("rank", "INT", "1 is the strongest kept word of the class; null for dropped words"),
+                ("score_mean", "DOUBLE", "mean score over all splits' occurrences; scores divided by token norm"),
+                ("score_deviation", "DOUBLE", "standard deviation (ddof 0) of the occurrences' scores"),
+                ("score_std", "DOUBLE", "standard deviation of the splits' means; null below 3 splits"),
+                ("score_error", "DOUBLE", "standard error between splits, corrected for overlapping training halves"),
+                ("ci_low", "DOUBLE", "95 % interval of the mean: jackknife over 20 groups of documents"),
+                ("ci_high", "DOUBLE", "its upper end"),
+                ("selection_frequency", "DOUBLE", "share of the splits in which the word was selected"),
+                ("n_splits", "INT", "splits in all"),
+                ("n_documents", "BIGINT", "(split, document) pairs with the word among the top N"),
+                ("n_occurrences", "BIGINT", "occurrences there"),
+                ("document_frequency", "BIGINT", "documents of the class that hold the word"),
+                ("distinctiveness", "DOUBLE", "(df_c - mean df of the other classes) / df_c, df as shares of documents"),
+                ("kept", "BOOLEAN", "the word is a keyword of the class"),
+                ("drop_reason", "STRING", "first rule that the word broke; null for kept words"),
+            ),
+            {
+                "kept_or_why": "kept = (drop_reason IS NULL)",
+                "rank_of_kept": "kept = (rank IS NOT NULL)",
+                "frequency_share": "selection_frequency > 0 AND selection_frequency <= 1",
+            },
+            cluster=("keyword_key", "label"),
+        ),
+        Table(
+            "runs",
+            "One row a run",
+            (
+                ("run_id", "STRING", "digest of the plan's name and its keys"),
+                ("name", "STRING", "the plan's name"),
+                ("status", "STRING", "running, finished, stopped (a limit was passed) or failed"),
+                ("started_at", "TIMESTAMP", "first start"),
+                ("finished_at", "TIMESTAMP", "null while unfinished"),
+                ("plan", "STRING", "the plan as YAML, defaults written out"),
+                ("corpus_key", "STRING", "source of the corpus"),
+                ("corpus_snapshot", "STRING", "version of it that the run reads, pinned at its first start"),
+                ("labelled_snapshot", "STRING", "version of the labelled documents"),
+                ("explain_keys", "ARRAY<STRING>", "by split"),
+                ("keyword_key", "STRING", "the run's keyword table"),
+                ("mlflow_run_id", "STRING", "parent run in MLflow"),
+                ("documents_by_status", "MAP<STRING, BIGINT>", "(model, document) pairs"),
+                ("documents_per_second", "DOUBLE", "explained (model, document) pairs, attribution only"),
+                ("device", "STRING", "what the models ran on"),
+                ("versions", "MAP<STRING, STRING>", "of lexplain and the libraries that move numbers"),
+                ("detail", "STRING", "why a run stopped or failed"),
+            ),
+            {"status_known": "status IN ('running', 'finished', 'stopped', 'failed')"},
+        ),
+    )
+}
+
+# {name} stands for a table's own, quoted name.
+VIEWS: dict[str, tuple[str, str]] = {
+    "runs_current": (
+        "the latest finished run of each plan name",
+        "SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY name ORDER BY finished_at DESC, run_id) AS recency"
+        " FROM {runs} WHERE keyword_key IS NOT NULL) WHERE recency = 1",
+    ),
+    "keywords_current": (
+        "kept words of each plan name's latest run",
+        "SELECT r.name, k.* EXCEPT (kept, drop_reason) FROM {keywords} k"
+        " JOIN {runs_current} r ON k.keyword_key = r.keyword_key WHERE k.kept",
+    ),
+    "keywords_dropped": (
+        "dropped words of each plan name's latest run, and why",
+        "SELECT r.name, k.* EXCEPT (kept, rank) FROM {keywords} k"
+        " JOIN {runs_current} r ON k.keyword_key = r.keyword_key WHERE NOT k.kept",
+    ),
+    "keyword_evidence": (
+        "for each keyword the documents and character spans that speak for it",
+        "SELECT e.name, e.label, e.word, e.split, e.doc_id, e.start, e.`end`, e.score,"
+        " try_divide(e.score, e.token_norm) AS score_normalised, e.probability, e.is_gold, e.text_digest, e.accuracy"
+        " FROM (SELECT x.* EXCEPT (words), r.name, r.keyword_key, inline(x.words) AS (word, start, `end`, score)"
+        " FROM {explanations} x JOIN {runs_current} r"
+        " ON array_contains(r.explain_keys, x.explain_key) AND x.corpus_key = r.corpus_key) e"
+        " JOIN {keywords} k ON k.keyword_key = e.keyword_key AND k.label = e.label AND k.word = e.word AND k.kept"
+        " WHERE e.score >= 0",
+    ),
+}
+
+
+class Tables:
+    """The tables of one sink, opened in one session."""
+
+    def __init__(self, spark: SparkSession, sink: Sink) -> None:
+        self.spark = spark
+        self.sink = sink
+        self._metadata: dict[str, str] = {}
+
+    @property
+    def folder(self) -> Path | None:
+        """The sink's folder; None for a schema of a catalog."""
+        return None if self.sink.path is None else Path(self.sink.path)
+
+    def name(self, table: str) -> str:
+        """Return the quoted name of a table or view, to be written into SQL."""
+        parts = [] if self.sink.schema is None else self.sink.schema.split(".")
+        return ".".join(quote_identifier(part) for part in [*parts, table])
+
+    def create(self) -> None:
+        """Create what is missing of tables and views, register them in the session, write `catalog.sql`.
+
+        Raises:
+            TableError: A table has another schema version, or the folder cannot be written.
+        """
+        if self.folder is not None:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise TableError(
+                    f"sink.path={str(self.folder)!r} cannot be made ({error.strerror}). No table could be written. "
+                    "Write a folder that you may write to."
+                ) from error
+        for table in TABLES.values():
+            self._create_table(table)
+        self._register_views()
+        if self.folder is not None:
+            (self.folder / "catalog.sql").write_text(self.catalog_sql(), encoding="utf-8")
+
+    def open(self) -> None:
+        """Register existing tables and views in the session, for readers; creates nothing.
+
+        Raises:
+            TableError: There are no tables of lexplain here.
+        """
+        if self.folder is None:
+            return
+        if not (self.folder / "catalog.sql").is_file():
+            raise TableError(
+                f"sink.path={str(self.folder)!r} holds no tables of lexplain. Every query would have failed. "
+                "Write the folder of a plan's sink, or run the plan first."
+            )
+        for statement in self.catalog_sql().split(";\n"):
+            if statement.strip():
+                self.spark.sql(statement)
+
+    def _create_table(self, table: Table) -> None:
+        exists = self._exists(table)
+        location = "" if self.folder is None else f" LOCATION {quote_text(str(self.folder / table.name))}"
+        if exists:
+            if location:
+                self.spark.sql(f"CREATE TABLE IF NOT EXISTS {self.name(table.name)} USING delta{location}")
+            self._check_version(table)
+            return
+        columns = ", ".join(f"{quote_identifier(n)} {t} COMMENT {quote_text(c)}" for n, t, c in table.columns)
+        layout = f" CLUSTER BY ({', '.join(table.cluster)})" if table.cluster else ""
+        layout += f" PARTITIONED BY ({', '.join(table.partition)})" if table.partition else ""
+        # As properties the constraints come with the table's first commit; ALTER TABLE would make one for each.
+        properties = {f"delta.constraints.{name}": condition for name, condition in table.checks.items()}
+        properties["lexplain.schemaVersion"] = str(SCHEMA_VERSION)
+        self.spark.sql(
+            f"CREATE TABLE IF NOT EXISTS {self.name(table.name)} ({columns}) USING delta{layout}{location}"
+            f" COMMENT {quote_text(table.comment)}"
+            f" TBLPROPERTIES ({', '.join(f'{quote_text(key)} = {quote_text(value)}' for key, value in properties.items())})"
+        )
+
+    def _exists(self, table: Table) -> bool:
+        if self.folder is not None:
+            return (self.folder / table.name / "_delta_log").is_dir()
+        return bool(self.spark.catalog.tableExists(self.name(table.name)))
+
+    def _check_version(self, table: Table) -> None:
+        rows = self.spark.sql(f"SHOW TBLPROPERTIES {self.name(table.name)}").collect()
+        version = {row["key"]: row["value"] for row in rows}.get("lexplain.schemaVersion")
+        if version != str(SCHEMA_VERSION):
+            raise TableError(
+                f"table {table.name} has schema version {version}, this lexplain writes {SCHEMA_VERSION}. "
+                "Rows of two layouts would have been mixed. Write to a new sink."
+            )
+
+    def _register_views(self) -> None:
+        for name, (_, query) in VIEWS.items():
+            self.spark.sql(f"CREATE OR REPLACE VIEW {self.name(name)} AS {self._fill(query)}")
+
+    def _fill(self, query: str) -> str:
+        return query.format(**{name: self.name(name) for name in [*TABLES, *VIEWS]})
+
+    def catalog_sql(self) -> str:
+        """Return the statements that register a folder's tables and views in any Spark SQL client."""
+        lines = [
+            f"CREATE TABLE IF NOT EXISTS {self.name(name)} USING delta LOCATION {quote_text(f'{self.folder}/{name}')}"
+            for name in TABLES
+        ]
+        lines += [f"CREATE OR REPLACE VIEW {self.name(name)} AS {self._fill(query)}" for name, (_, query) in VIEWS.items()]
+        return ";\n".join(lines) + ";\n"
+
+    def sign_commits(self, metadata: Mapping[str, str]) -> None:
+        """Set what every following commit carries as `userMetadata`: run_id and MLflow run id."""
+        self._metadata = dict(metadata)
+
+    def read(self, table: str) -> DataFrame:
+        """Return a table as a DataFrame."""
+        return self.spark.table(self.name(table))
+
+    def append(self, rows: DataFrame, table: str, *, app_id: str, version: int = 1) -> None:
+        """Append rows in one commit, once: Delta drops a second commit with the same app id and version.
+
+        Never give one app id and version to different rows: the second ones would be lost without a word.
+        """
+        writer = rows.select(*self._columns(table)).write.format("delta").mode("append")
+        self._save(writer.option("txnAppId", app_id).option("txnVersion", version), table)
+
+    def replace(self, rows: DataFrame, table: str, *, where: Mapping[str, str]) -> None:
+        """Replace in one commit the rows whose columns equal `where` with `rows`."""
+        condition = " AND ".join(f"{quote_identifier(name)} = {quote_text(value)}" for name, value in where.items())
+        writer = rows.select(*self._columns(table)).write.format("delta").mode("overwrite")
+        self._save(writer.option("replaceWhere", condition), table)
+
+    def _columns(self, table: str) -> list[str]:
+        return [quote_identifier(name) for name, _, _ in TABLES[table].columns]
+
+    def _save(self, writer: object, table: str) -> None:
+        writer = writer.option("userMetadata", json.dumps(self._metadata))  # type: ignore[attr-defined]
+        if self.folder is not None:
+            writer.save(str(self.folder / table))
+        else:
+            writer.saveAsTable(self.name(table))
+
+    def versions(self) -> dict[str, int]:
+        """Return the current Delta version of each table."""
+        history = {name: self.spark.sql(f"DESCRIBE HISTORY {self.name(name)} LIMIT 1").collect() for name in TABLES}
+        return {name: int(rows[0]["version"]) for name, rows in history.items()}
+
+    def lock(self, wait_seconds: float = 0.0) -> AbstractContextManager[None]:
+        """Hold a local folder for one writer; a schema of a catalog needs none, Delta serialises there.
+
+        Raises:
+            TableError: Another writer holds the folder, and still does after `wait_seconds`; names it.
+        """
+        return _hold(self.folder, wait_seconds)
+
+
+@contextmanager
+def _hold(folder: Path | None, wait_seconds: float) -> Iterator[None]:
+    if folder is None or "://" in str(folder):
+        yield
+        return
+    import os
+    import socket
+    import time
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(folder / ".writer.lock"), folder / ".writer"
+    try:
+        lock.acquire(timeout=wait_seconds)
+    except Timeout as error:
+        who = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
+        raise TableError(
+            f"sink.path={str(folder)!r} is being written by another job ({who}). Two writers on one folder would "
+            "lose commits. Wait for it to end, or write to another folder."
+        ) from error
+    try:
+        holder.write_text(
+            f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S %Z')}",
+            encoding="utf-8",
+        )
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def quote_identifier(name: str) -> str:
+    """Return a SQL identifier in back-ticks."""
+    return "`" + name.replace("`", "``") + "`"
+
+
+def quote_text(text: str) -> str:
+    """Return a SQL string literal; nothing in it can end the literal or be read as an escape."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def quote_list(texts: Sequence[str]) -> str:
+    """Return SQL string literals, comma-separated, for an IN list; an impossible one when empty."""
+    return ", ".join(map(quote_text, texts)) if texts else "NULL"
+

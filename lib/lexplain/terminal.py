@@ -1,0 +1,167 @@
+"""What a person sees in a terminal: progress, tables, errors. Everything else goes to a log file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+
+@contextmanager
+def divert_chatter(log_file: Path) -> Iterator[Console]:
+    """Send all output of this process, its JVM and its workers to a file; yield a console for the person.
+
+    Works on file descriptors, so that what the JVM and native libraries print is diverted too.
+    """
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept_out, kept_err = os.dup(1), os.dup(2)
+    with log_file.open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    logging.captureWarnings(True)
+    logging.basicConfig(filename=log_file, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    stream = os.fdopen(os.dup(kept_out), "w", encoding="utf-8", errors="replace")
+    try:
+        yield Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
+    finally:
+        stream.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(kept_out, 1)
+        os.dup2(kept_err, 2)
+        os.close(kept_out)
+        os.close(kept_err)
+        stream.close()
+
+
+class StageProgress:
+    """Shows how far a stage is: a bar with rate and time left in a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage, self._unit = "", ""
+        self._total = self._done = self._before = 0
+        self._started = 0.0
+
+    def start(self, stage: str, total: int, unit: str, done: int = 0) -> None:
+        """A stage begins; `done` of `total` units are there already."""
+        self._stage, self._unit, self._total, self._done, self._before = stage, unit, total, done, done
+        self._started = time.monotonic()
+        if self._console.is_terminal:
+            self._bar = Progress(
+                SpinnerColumn(), TextColumn("{task.description:<14}"), BarColumn(24), MofNCompleteColumn(),
+                TextColumn("{task.fields[unit]}"), TimeElapsedColumn(), TextColumn("{task.fields[pace]}"),
+                console=self._console, transient=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task(stage, total=total, completed=done, unit=unit, pace="")
+            self._bar.start()
+
+    def advance(self, units: int) -> None:
+        """So many more units are done."""
+        self._done += units
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=units, pace=self._pace())
+        elif self._done < self._total:
+            self._console.print(f"{self._stage}: {self._done} of {self._total} {self._unit}, {self._pace()}")
+
+    def finish(self, summary: str) -> None:
+        """The stage is over."""
+        self.close()
+        seconds = time.monotonic() - self._started
+        made = self._done - self._before
+        rate = f", {made / seconds:.1f} {self._unit}/s" if made > 1 and self._unit == "documents" else ""
+        self._console.print(f"[green]✓[/green] {self._stage:<14} {escape(summary)} [dim]({format_seconds(seconds)}{rate})[/dim]")
+
+    def close(self) -> None:
+        """Take the bar away, whatever happened."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _pace(self) -> str:
+        made, seconds = self._done - self._before, time.monotonic() - self._started
+        if made <= 0 or seconds <= 0:
+            return ""
+        rate = made / seconds
+        pace = f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.0f} s each"
+        return f"{pace}, {format_seconds((self._total - self._done) / rate)} left"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as people say it: 12 s, 3 min 05 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def print_error(console: Console, error: BaseException, log_file: Path) -> None:
+    """Say what went wrong; where it went wrong is in the log."""
+    logging.getLogger("lexplain").error("".join(traceback.format_exception(error)))
+    console.print(f"[red]✗[/red] {escape(str(error) or type(error).__name__)}")
+    console.print(f"[dim]details: {escape(str(log_file))}[/dim]")
+
+
+def print_rows(console: Console, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows as an aligned table in a terminal, and as tab-separated lines elsewhere."""
+    if not console.is_terminal:
+        for row in [columns, *rows]:
+            console.print("\t".join(format_cell(cell) for cell in row), markup=False, soft_wrap=True)
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(escape(column))
+    for row in rows:
+        table.add_row(*[escape(format_cell(cell)) for cell in row])
+    console.print(table)
+
+
+def format_cell(cell: object) -> str:
+    """Return a cell as text on one line: control characters of the corpus never reach the terminal."""
+    if cell is None:
+        return "null"
+    text = f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def print_keywords(console: Console, rows: Sequence[dict[str, object]], *, n_splits: int, top: int = 10) -> None:
+    """Print the keywords of each class: word, mean score, interval, selection frequency, documents."""
+    labels = sorted({str(row["label"]) for row in rows})
+    for label in labels:
+        mine = [row for row in rows if row["label"] == label]
+        table = Table(title=f"{label}  ({len(mine)} keywords)", box=None, header_style="bold", title_justify="left",
+                      title_style="bold cyan", pad_edge=False)  # fmt: skip
+        for name, side in (("word", "left"), ("mean score", "right"), ("95 % interval", "right"),
+                           ("selected", "right"), ("documents", "right")):  # fmt: skip
+            table.add_column(name, justify=side, min_width=14 if name == "word" else 9)  # type: ignore[arg-type]
+        for row in mine[:top]:
+            interval = "" if row["ci_low"] is None else f"{row['ci_low']:.3f} .. {row['ci_high']:.3f}"
+            share = round(float(str(row["selection_frequency"])) * n_splits)
+            table.add_row(escape(format_cell(row["word"])), f"{row['score_mean']:.3f}", interval,
+                          f"{share} of {n_splits}", str(row["document_frequency"]))  # fmt: skip
+        console.print(table)
+        console.print()

@@ -1,0 +1,117 @@
+"""Slow re-statements of what lexplain computes fast, in float64, straight from the papers.
+
+Nothing here is imported from lexplain: models and tokenizers are used as their own library documents them, one text,
+one window, one path point at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import roots_legendre
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+
+def quadrature(rule: str, nodes: int) -> list[tuple[float, float]]:
+    """Nodes and weights on [0, 1], each from its textbook definition."""
+    if rule == "midpoint":
+        return [((2 * i + 1) / (2 * nodes), 1 / nodes) for i in range(nodes)]
+    if rule == "trapezoid":
+        step = 1 / (nodes - 1)
+        return [(i * step, step / 2 if i in (0, nodes - 1) else step) for i in range(nodes)]
+    abscissae, weights = roots_legendre(nodes)
+    return [((1 + a) / 2, w / 2) for a, w in zip(abscissae.tolist(), weights.tolist(), strict=True)]
+
+
+def integrated_gradients(
+    score: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor, rule: str, nodes: int
+) -> NDArray[np.float64]:
+    """Sundararajan et al. 2017, section 3: (S,) scores of one (S, D) input in float64, one node after the other."""
+    total = torch.zeros(len(x), dtype=torch.float64)
+    for alpha, weight in quadrature(rule, nodes):
+        point = (baseline + alpha * (x - baseline)).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(score(point), point)
+        total += weight * ((x - baseline) * gradient).sum(-1)
+    return total.numpy()
+
+
+@dataclass
+class TextScores:
+    """What an explanation of one label of one text comes down to."""
+
+    offsets: list[tuple[int, int]]
+    token_scores: NDArray[np.float64]
+    target_score: float
+    baseline_score: float
+    n_windows: int
+
+
+class SlowExplainer:
+    """One classifier folder in float64, explained without batches, padding or shared passes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float64).eval()
+        frame = self.tokenizer("")["input_ids"]
+        self.first, self.last = frame[:1], frame[1:]
+
+    def windows(self, text: str, max_tokens: int, overlap: int) -> tuple[list[list[int]], list[tuple[int, int]]]:
+        """Content token ids of each window, and the offsets of all content tokens."""
+        whole = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ids, capacity = whole["input_ids"], max_tokens - 2
+        count = 1 if len(ids) <= capacity else 1 + math.ceil((len(ids) - capacity) / (capacity - overlap))
+        starts = [number * (capacity - overlap) for number in range(count)]
+        return [ids[start : start + capacity] for start in starts], whole["offset_mapping"]
+
+    def logit(self, embeddings: Tensor, label: int) -> Tensor:
+        """The label's logit of one unpadded window; one-logit models have z for label 1 and -z for label 0."""
+        logits = self.model(inputs_embeds=embeddings[None], attention_mask=torch.ones(1, len(embeddings))).logits[0]
+        if len(logits) == 1:
+            return logits[0] if label == 1 else -logits[0]
+        return logits[label]
+
+    def integrated_gradients(
+        self, text: str, label: int, *, baseline: str, rule: str, nodes: int, max_tokens: int, overlap: int
+    ) -> TextScores:
+        """Token scores of one label: the mean over the windows of the text."""
+        embed = self.model.get_input_embeddings()
+        baseline_id = self.tokenizer.convert_tokens_to_ids(baseline)
+        pieces, offsets = self.windows(text, max_tokens, overlap)
+        scores = np.zeros(len(offsets))
+        targets: list[float] = []
+        baselines: list[float] = []
+        for number, content in enumerate(pieces):
+            with torch.no_grad():
+                x = embed(torch.tensor(self.first + content + self.last))
+                empty = embed(torch.tensor(self.first + [baseline_id] * len(content) + self.last))
+                targets.append(self.logit(x, label).item())
+                baselines.append(self.logit(empty, label).item())
+            found = integrated_gradients(lambda point: self.logit(point, label), x, empty, rule, nodes)
+            start = number * (max_tokens - 2 - overlap)
+            scores[start : start + len(content)] += found[1:-1] / len(pieces)
+        return TextScores(offsets, scores, float(np.mean(targets)), float(np.mean(baselines)), len(pieces))
+
+
+def words_by_character(
+    text: str, spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]], scores: Sequence[float]
+) -> tuple[list[float], float]:
+    """Word sums and the rest, one character at a time: a token is shared out over its characters but white space."""
+    words, other = [0.0] * len(spans), 0.0
+    owner = {place: number for number, (start, end) in enumerate(spans) for place in range(start, end)}
+    for (start, end), score in zip(offsets, scores, strict=True):
+        places = [place for place in range(start, end) if not text[place].isspace()]
+        for place in places:
+            if place in owner:
+                words[owner[place]] += score / len(places)
+            else:
+                other += score / len(places)
+        if not places:
+            other += score
+    return words, other
