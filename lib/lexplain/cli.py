@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ from rich.markup import escape
 
 from lexplain.errors import ExplainError, LimitError, PlanError
 from lexplain.plan import Plan, Sink, write_template
-from lexplain.terminal import StageProgress, divert_chatter, print_error, print_keywords, print_rows
+from lexplain.terminal import StageProgress, divert_chatter, format_seconds, print_error, print_keywords, print_rows
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -46,45 +47,45 @@ class _Terminal:
     console: Console
     log_file: Path
     exit_code: int = DONE
+    spark: SparkSession | None = None
+
+    def open_session(self, name: str) -> SparkSession:
+        from lexplain.session import open_session
+
+        self.spark = open_session(name)
+        return self.spark
+
+    def fail(self, error: BaseException, exit_code: int) -> None:
+        print_error(self.console, error, self.log_file)
+        self.exit_code = exit_code
 
 
 @contextmanager
 def _terminal(command: str, folder: Path | None) -> Iterator[_Terminal]:
-    """Divert chatter to a log, turn errors into messages and exit codes."""
-    logs = (folder or Path(tempfile.gettempdir()) / "lexplain") / "logs"
+    """Divert chatter to a log, turn errors into messages and exit codes, stop the session at the end."""
+    logs = (folder or Path(tempfile.gettempdir()) / f"lexplain-{os.getuid()}") / "logs"
     log_file = logs / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}.log"
     with divert_chatter(log_file) as console:
         state = _Terminal(console, log_file)
         try:
             yield state
         except PlanError as error:
-            print_error(console, error, log_file)
-            state.exit_code = BAD_PLAN
+            state.fail(error, BAD_PLAN)
         except LimitError as error:
-            print_error(console, error, log_file)
-            state.exit_code = PARTLY_DONE
-        except ExplainError as error:
-            print_error(console, error, log_file)
-            state.exit_code = FAILED
+            state.fail(error, PARTLY_DONE)
         except KeyboardInterrupt:
             console.print("stopped. The same command goes on where it was.")
             state.exit_code = FAILED
         except Exception as error:
-            print_error(console, error, log_file)
-            state.exit_code = FAILED
+            state.fail(error, FAILED)
+        finally:
+            if state.spark is not None:
+                from lexplain.session import stop_session
+
+                # After the message: an error of the JVM is read from the JVM.
+                stop_session(state.spark)
     if state.exit_code:
         raise typer.Exit(state.exit_code)
-
-
-@contextmanager
-def _session(name: str) -> Iterator[SparkSession]:
-    from lexplain.session import open_session, stop_session
-
-    spark = open_session(name)
-    try:
-        yield spark
-    finally:
-        stop_session(spark)
 
 
 def load_plan(path: Path) -> Plan:
@@ -112,15 +113,16 @@ def run_stages(path: Path, command: str, stages: Callable[[Run], str | None]) ->
         started = time.monotonic()
         progress = StageProgress(console)
         try:
-            with _session(f"lexplain {plan.name}") as spark:
-                console.print(f"[green]✓[/green] {'start Spark':<14} {spark.version} with Delta [dim]({time.monotonic() - started:.0f} s)[/dim]")
-                with open_run(spark, plan, find_method, progress) as run:
-                    key = stages(run)
-                    run.finish("finished")
-                    progress.close()
-                    if key is not None:
-                        show_keywords(console, run, key)
-                        _show_where(console, plan, run)
+            spark = terminal.open_session(f"lexplain {plan.name}")
+            seconds = format_seconds(time.monotonic() - started)
+            console.print(f"[green]✓[/green] {'start Spark':<14} {spark.version} with Delta [dim]({seconds})[/dim]")
+            with open_run(spark, plan, find_method, progress) as run:
+                key = stages(run)
+                run.finish("finished")
+                progress.close()
+                if key is not None:
+                    show_keywords(console, run, key)
+                    _show_where(console, plan, run)
         finally:
             progress.close()
 
@@ -230,10 +232,10 @@ def sql_command(query: str, tables: Tables = Path("lexplain-demo/tables")) -> No
             raise ExplainError(
                 f"--tables={str(tables)!r} holds no tables of lexplain. The query would have failed. Write a plan's sink.path."
             )
-        with _session("lexplain sql") as spark:
-            OpenTables(spark, Sink(path=str(tables.resolve()))).open()
-            result = spark.sql(query)
-            print_rows(terminal.console, result.columns, (tuple(row) for row in result.collect()))
+        spark = terminal.open_session("lexplain sql")
+        OpenTables(spark, Sink(path=str(tables.resolve()))).open()
+        result = spark.sql(query)
+        print_rows(terminal.console, result.columns, (tuple(row) for row in result.collect()))
 
 
 @app.command("compare")
@@ -247,7 +249,8 @@ def compare_command(
     from lexplain.tables import Tables as OpenTables
     from lexplain.tables import quote_text
 
-    with _terminal("compare", None) as terminal, _session("lexplain compare") as spark:
+    with _terminal("compare", None) as terminal:
+        spark = terminal.open_session("lexplain compare")
         opened = OpenTables(spark, Sink(path=str(tables.resolve())))
         opened.open()
         keys = []

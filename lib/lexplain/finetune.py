@@ -183,7 +183,7 @@ def fine_tune(
     if folder.exists():
         return _read_scores(folder, inputs)
     cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with _quiet_transformers(), torch.random.fork_rng(devices=cuda):
+    with quiet_transformers(), torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
         model, tokenizer = _load(base, label_names, multi_label)
         Classifier(model, tokenizer, "single_label", tuple(label_names)).check_windows(recipe.max_tokens, 0)
@@ -554,9 +554,15 @@ def _save(model: Any, base: Path, folder: Path, inputs: dict[str, Any], scores: 
     try:
         model.save_pretrained(unfinished)
         # Read again: the one used for training remembers its truncation, and would save it.
-        AutoTokenizer.from_pretrained(base, local_files_only=True).save_pretrained(unfinished)
+        tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+        # How a file was read is not part of it.
+        tokenizer.init_kwargs.pop("local_files_only", None)
+        tokenizer.save_pretrained(unfinished)
         text = json.dumps(record, indent=2, ensure_ascii=False)
         (unfinished / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
+        for file in unfinished.iterdir():
+            # Safetensors files are made for their owner alone; executors may be other users.
+            file.chmod((unfinished / RECORD_FILE).stat().st_mode)
         unfinished.rename(folder)
     except OSError:
         if not (folder / RECORD_FILE).is_file():
@@ -583,8 +589,8 @@ def _read_scores(folder: Path, inputs: dict[str, Any]) -> Scores:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Silence load reports and progress bars: a drawn output layer is what we ask for."""
+def quiet_transformers() -> Iterator[None]:
+    """Silence load reports and progress bars of transformers, and restore them."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers is partly typed

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -43,6 +44,12 @@ _PICKLE_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 # Folders whose digest this process has verified, by (path, digest): hashing gigabytes once is enough.
 _VERIFIED: set[tuple[str, str]] = set()
+
+
+def redact(text: str) -> str:
+    """Return `text` with user names, passwords and tokens of the URIs in it replaced by `***`."""
+    text = re.sub(r"(?<=://)[^/@\s'\"]+@", "***@", text)
+    return re.sub(r"(?i)(?<=[?&])([^=&\s]*(?:password|token|secret|key|sig)[^=&\s]*)=[^&\s'\"]*", r"\1=***", text)
 
 
 def digest_folder(folder: str | Path) -> str:
@@ -127,7 +134,7 @@ def _verify(folder: str, digest: str, origin: str | None = None) -> None:
     found = digest_folder(folder)
     if found != digest:
         raise ModelError(
-            f"model folder={origin or folder!r} must have the digest {digest[:12]}, but has {found[:12]}. "
+            f"model folder={redact(origin or folder)!r} must have the digest {digest[:12]}, but has {found[:12]}. "
             "The files changed since the run recorded them: explanations of two models would have been "
             "stored under one name. Start a new run, which records the new digest, or put the old files back."
         )
@@ -160,11 +167,11 @@ def _checkpoint(source: str) -> tuple[fs.FileSystem, dict[str, str]]:
         listing = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
     except (OSError, pyarrow.ArrowException) as error:
         raise ModelError(
-            f"model folder={source!r} cannot be read: {error}. "
+            f"model folder={redact(source)!r} cannot be read: {redact(str(error))}. "
             "Every task would have failed while it loads the model. "
             "Write a path or a storage URI (file://, s3://, gs://, hdfs://, abfss://) that driver and "
             "executors can read."
-        ) from error
+        ) from None  # its message may hold the secrets of the URI
     prefix = root.rstrip("/") + "/"
     names = {info.path.removeprefix(prefix): info.path for info in listing if info.type == fs.FileType.File}
     return filesystem, _flatten(names, source)
@@ -179,7 +186,7 @@ def _flatten(names: Mapping[str, str], source: str) -> dict[str, str]:
         parts = ["model/"] if "model/tokenizer_config.json" in names else ["components/tokenizer/", "model/"]
     else:
         raise ModelError(
-            f"model folder={source!r} must hold a config.json, or an MLflow transformers model. "
+            f"model folder={redact(source)!r} must hold a config.json, or an MLflow transformers model. "
             "Without one there is nothing to load. "
             "Write the folder that save_pretrained or `lexplain run` wrote, or a transformers model of MLflow."
         )

@@ -460,7 +460,8 @@ def _read(cls: type[T], document: Mapping[Any, Any], path: str, problems: list[P
     for name, key in keys.items():
         if name in values or key.default is not dataclasses.MISSING or key.default_factory is not dataclasses.MISSING:
             continue
-        if name not in document:
+        misspelt = any(difflib.get_close_matches(str(other), [name], cutoff=0.6) for other in document if other not in keys)
+        if name not in document and not misspelt:
             problems.append(_missing(f"{path}{name}", key))
         nested = _nested(hints[name])
         values[name] = "unnamed" if nested is None else nested()
@@ -647,7 +648,8 @@ def _check_method(plan: Plan, find_method: FindMethod) -> list[Problem]:
     try:
         method = find_method(plan.method.id)
     except MethodError as error:
-        return [Problem("method.id", plan.method.id, "is no known method", "Nothing would have been explained", str(error))]
+        return [Problem("method.id", plan.method.id, "is no known method", "Nothing would have been explained",
+                        str(error).rsplit(". ", 1)[-1].rstrip("."))]  # fmt: skip
     return [
         dataclasses.replace(problem, field=f"method.options.{problem.field.rsplit('.', 1)[-1]}")
         for problem in method.check(plan.method.options)

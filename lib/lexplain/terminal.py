@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -122,8 +123,18 @@ def format_seconds(seconds: float) -> str:
 def print_error(console: Console, error: BaseException, log_file: Path) -> None:
     """Say what went wrong; where it went wrong is in the log."""
     logging.getLogger("lexplain").error("".join(traceback.format_exception(error)))
-    console.print(f"[red]✗[/red] {escape(str(error) or type(error).__name__)}")
+    console.print(f"[red]✗[/red] {escape(_summarise(error))}")
     console.print(f"[dim]details: {escape(str(log_file))}[/dim]")
+
+
+def _summarise(error: BaseException) -> str:
+    """Return an error's own words; of a worker's traceback only its last line, which says what happened."""
+    text = str(error).strip() or type(error).__name__
+    if "Traceback (most recent call last)" in text:
+        raised = re.findall(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*: .*$", text, flags=re.MULTILINE)
+        text = raised[-1] if raised else text
+        text = re.sub(r"^lexplain\.errors\.\w+: ", "", text)
+    return text.split("\n\nJVM stacktrace", 1)[0]
 
 
 def print_rows(console: Console, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

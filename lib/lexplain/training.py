@@ -163,7 +163,12 @@ def _training(
             label_names=label_names, multi_label=multi_label, seed=seed, max_characters=most, threads=threads,
             device=task_device(device, local),
         )  # fmt: skip
-        yield pa.RecordBatch.from_pylist([row])
+        schema = pa.schema(
+            [("split", pa.int32()), ("digest", pa.string()), ("macro_f1", pa.float64()), ("micro_f1", pa.float64()),
+             ("label_f1", pa.map_(pa.string(), pa.float64())), ("n_train", pa.int32()), ("n_test", pa.int32()),
+             ("seconds", pa.float64())]
+        )  # fmt: skip
+        yield pa.RecordBatch.from_pylist([row], schema=schema)
 
     return train
 

@@ -1,6 +1,6 @@
 """Tiny random classifiers of every supported family, saved as folders like any other model.
 
-Real tokenizers, trained on a few lines; weights drawn large enough for logits to differ between texts.
+Real tokenizers over the words of a few lines, the same in every run; weights drawn large enough for logits to differ between texts.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from lexplain.classifier import Classifier
 
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
 
-BATCH_TOLERANCE = 2e-5
+BATCH_TOLERANCE = 1e-5
 """Largest difference, in logits, that batch mates, padding or chunk size may make to a score in float32."""
 
 LINES = (
@@ -63,50 +63,57 @@ _ANGLE = {"cls": "<s>", "pad": "<pad>", "sep": "</s>", "unk": "<unk>", "mask": "
 _SQUARE = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
 
 
-def _train(backend: Tokenizer, trainer: Any) -> Tokenizer:
-    backend.train_from_iterator([line for line in LINES for _ in range(4)], trainer)
-    return backend
+def _pieces(text: str) -> Iterator[tuple[str, bool]]:
+    """Short words whole, longer ones in threes; and whether a piece begins its word. Always the same."""
+    for word in sorted(set("".join(c if c.isalpha() else " " for c in text).split())):
+        size = len(word) if len(word) <= 5 else 3
+        for start in range(0, len(word), size):
+            yield word[start : start + size], start == 0
 
 
 def _wordpiece() -> Tokenizer:
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    text = normalizer.normalize_str(" ".join(LINES))
+    characters = sorted(set(text) - {" "})
+    pieces = [piece if first else f"##{piece}" for piece, first in _pieces(text)]
+    tokens = [*_SQUARE.values(), *characters, *(f"##{character}" for character in characters), *pieces]
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    backend.normalizer = normalizer
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = list(_SQUARE.values())
-    return _train(backend, trainers.WordPieceTrainer(vocab_size=240, special_tokens=special, show_progress=False))
+    return backend
 
 
 def _byte_bpe(special: Sequence[str]) -> Tokenizer:
-    backend = Tokenizer(models.BPE())
+    level = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    merges: dict[tuple[str, str], None] = {}
+    for piece, first in _pieces(" ".join(LINES)):
+        if first:
+            ((symbols, _),) = level.pre_tokenize_str(piece)
+            merges |= {(symbols[:end], symbols[end]): None for end in range(1, len(symbols))}
+    tokens = [*special, *sorted(level.alphabet()), *("".join(merge) for merge in merges)]
+    vocabulary = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
+    backend = Tokenizer(models.BPE(vocabulary, list(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    return _train(
-        backend,
-        trainers.BpeTrainer(
-            vocab_size=340, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
-        ),
-    )
+    return backend
 
 
-def _unigram(tokens: dict[str, str], *, lower: bool) -> Tokenizer:
-    backend = Tokenizer(models.Unigram())
-    backend.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFKC(),
-            *([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()] * lower),
-        ]
-    )
-    split = pre_tokenizers.Metaspace() if lower else pre_tokenizers.WhitespaceSplit()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.Metaspace()] if not lower else [split])
-    special = list(tokens.values())
-    trainer = trainers.UnigramTrainer(
-        vocab_size=240, special_tokens=special, unk_token=tokens["unk"], show_progress=False
-    )
-    return _train(backend, trainer)
+def _unigram(special: dict[str, str], *, lower: bool) -> Tokenizer:
+    accents = [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()] if lower else []
+    normalizer = normalizers.Sequence([normalizers.NFKC(), *accents])
+    text = normalizer.normalize_str(" ".join(LINES))
+    scores = dict.fromkeys(special.values(), 0.0) | {"▁": -6.0}
+    scores |= dict.fromkeys(sorted(set(text) - {" "}), -8.0)
+    scores |= {f"▁{piece}" if first else piece: -4.0 - len(piece) / 8 for piece, first in _pieces(text)}
+    backend = Tokenizer(models.Unigram(list(scores.items()), unk_id=list(scores).index(special["unk"])))
+    backend.normalizer = normalizer
+    split = [] if lower else [pre_tokenizers.WhitespaceSplit()]
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*split, pre_tokenizers.Metaspace()])
+    return backend
 
 
 def _frame(backend: Tokenizer, tokens: dict[str, str], *, pair_types: bool) -> Tokenizer:
-    """Put the first and the last special token round a text; the trained vocabulary holds them."""
+    """Put the first and the last special token round a text."""
     ids = [(tokens[name], backend.token_to_id(tokens[name])) for name in ("cls", "sep")]
     first, last = tokens["cls"], tokens["sep"]
     second = ":1" if pair_types else ":0"

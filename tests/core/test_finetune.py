@@ -13,22 +13,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from core.models import FAMILIES, save_classifier
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import f1_score
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from lexplain import finetune
+from core.models import FAMILIES, save_classifier
 from lexplain.classifier import Classifier
 from lexplain.errors import CorpusError, ModelError
 from lexplain.finetune import RECORD_FILE, Recipe, Scores, f1_scores, fine_tune
 from lexplain.model_store import digest_folder
 
 CLUES = {"politics": "election", "sport": "striker", "NA": "bank"}
-FILLER = "the said was a for be team new as and of on user better phone camera".split()
+FILLER = [
+    "the",
+    "said",
+    "was",
+    "a",
+    "for",
+    "be",
+    "team",
+    "new",
+    "as",
+    "and",
+    "of",
+    "on",
+    "user",
+    "better",
+    "phone",
+    "camera",
+]
 FAST = Recipe(epochs=3, learning_rate=3e-3, batch_size=8, max_tokens=32)
 
 
@@ -61,7 +77,12 @@ def tune(base: Path, corpus: Corpus, folder: Path, recipe: Recipe = FAST, **opti
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT with a head of another size, as a checkpoint from the Hub may have one."""
-    return save_classifier(tmp_path_factory.mktemp("bert"), "bert", labels=("one", "two"))
+    folder = save_classifier(tmp_path_factory.mktemp("bert"), "bert", labels=("one", "two"))
+    weights = load_file(folder / "model.safetensors")
+    # smaller matrices than those drawn for explanations, which are too steep to train from
+    weights = {name: weight * 0.3 if weight.ndim > 1 else weight for name, weight in weights.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +91,7 @@ def corpus() -> Corpus:
 
 
 def test_a_planted_word_is_learned(base: Path, tmp_path: Path) -> None:
-    scores = tune(base, plant(240), tmp_path / "model", replace(FAST, epochs=15, patience=15, learning_rate=1e-2))
+    scores = tune(base, plant(240), tmp_path / "model", replace(FAST, epochs=12, patience=12))
     assert scores.macro_f1 == scores.micro_f1 == 1.0
     assert scores.label_f1 == dict.fromkeys(CLUES, 1.0)
     assert (scores.n_train, scores.n_test) == (160, 80)
@@ -78,9 +99,9 @@ def test_a_planted_word_is_learned(base: Path, tmp_path: Path) -> None:
 
 def test_several_labels_a_text_and_none(base: Path, tmp_path: Path) -> None:
     corpus = plant(300, labels_per_text=(0, 1, 2, 3, 1))
-    recipe = replace(FAST, epochs=20, patience=20, learning_rate=1e-2)
+    recipe = replace(FAST, epochs=12, patience=12)
     scores = tune(base, corpus, tmp_path / "model", recipe, multi_label=True)
-    assert scores.macro_f1 > 0.97
+    assert scores.macro_f1 == 1.0
     classifier = Classifier.load(tmp_path / "model")
     assert classifier.problem == "multi_label"
     assert classifier.labels == tuple(CLUES)
@@ -106,7 +127,9 @@ def predict(folder: Path, corpus: Corpus) -> tuple[np.ndarray, np.ndarray, float
         if trains:
             continue
         with torch.no_grad():
-            logits = model(**tokenizer(text, truncation=True, max_length=FAST.max_tokens, return_tensors="pt")).logits[0]
+            logits = model(**tokenizer(text, truncation=True, max_length=FAST.max_tokens, return_tensors="pt")).logits[
+                0
+            ]
         gold.append([name == label for name in names])
         predicted.append([index == int(logits.argmax()) for index in range(len(names))])
         losses.append(-float(logits.log_softmax(0)[names.index(label)]))
@@ -194,10 +217,10 @@ def test_a_model_without_an_encoder_trains_whole(
 ) -> None:
     from transformers import BertForSequenceClassification
 
-    words = BertForSequenceClassification.get_input_embeddings
-    monkeypatch.setattr(BertForSequenceClassification, "get_input_embeddings", lambda self: words(self.bert))
+    words = lambda self: self.bert.embeddings.word_embeddings  # noqa: E731  # as a model without a base has it
+    monkeypatch.setattr(BertForSequenceClassification, "get_input_embeddings", words)
     monkeypatch.setattr(BertForSequenceClassification, "base_model_prefix", "")
-    with pytest.raises(ModelError, match="no encoder apart from its head.*Write train: full"):
+    with pytest.raises(ModelError, match=r"no encoder apart from its head.*Write train: full"):
         tune(base, corpus, tmp_path / "model", replace(FAST, train="head"))
 
 
@@ -224,25 +247,24 @@ def test_training_stops_early_and_keeps_the_best_weights(base: Path, corpus: Cor
     assert steps[-1] == (320, 320)
     assert scores.evaluation_loss == pytest.approx(predict(tmp_path / "model", noise)[2], rel=1e-4)
     later = tune(base, noise, tmp_path / "later", replace(recipe, patience=40))
-    assert later.evaluation_loss == scores.evaluation_loss, "both keep the best epoch of the same training"
+    assert later.evaluation_loss <= scores.evaluation_loss
+    assert later.epochs < 40, "over-fitted long before, and still the last weights were kept"
 
 
-def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
+def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # float32 on any CPU
     base = save_classifier(tmp_path / "base", "bert", labels=("one", "two"))
     config = json.loads((base / "config.json").read_text())
     still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     (base / "config.json").write_text(json.dumps({**config, **still}))
-    corpus = plant(21)  # 14 in training: the last of 3 + 1 batches of 4 has 2
-    large = tune(base, corpus, tmp_path / "large", replace(FAST, epochs=1, batch_size=14, warmup_share=0.0))
-    small = tune(
-        base, corpus, tmp_path / "small", replace(FAST, epochs=1, batch_size=4, accumulate=4, warmup_share=0.0)
+    corpus = plant(21)  # 14 in training: batches of 4, 4, 4 and 2
+    tune(base, corpus, tmp_path / "large", replace(FAST, batch_size=14))
+    tune(base, corpus, tmp_path / "small", replace(FAST, batch_size=4, accumulate=4))
+    before, large, small = (
+        load_file(folder / "model.safetensors")["bert.pooler.dense.weight"]
+        for folder in (base, tmp_path / "large", tmp_path / "small")
     )
-    assert small.evaluation_loss == pytest.approx(large.evaluation_loss, rel=5e-3)
-    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("large", "small"))
-    moved = load_file(base / "model.safetensors")["bert.pooler.dense.weight"]
-    step = (first["bert.pooler.dense.weight"] - moved).abs().mean()
-    apart = (first["bert.pooler.dense.weight"] - second["bert.pooler.dense.weight"]).abs().mean()
-    assert apart < 0.05 * step
+    assert (large - small).abs().mean() < 0.002 * (large - before).abs().mean()
 
 
 def test_a_finished_folder_is_kept(base: Path, corpus: Corpus, tmp_path: Path) -> None:
@@ -287,7 +309,6 @@ def test_of_two_at_once_the_first_is_kept(base: Path, corpus: Corpus, tmp_path: 
 
         results[number] = tune(base, corpus, tmp_path / "model", report=wait)
 
-    # RNG state belongs to the process, so threads would disturb each other's dropout: a head has none to speak of
     threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
@@ -338,7 +359,9 @@ def test_one_label_is_no_choice(base: Path, corpus: Corpus, tmp_path: Path) -> N
 
 
 def test_pickled_weights_are_refused(tmp_path: Path, corpus: Corpus) -> None:
-    base = save_classifier(tmp_path / "base", "bert", safetensors=False)
+    base = save_classifier(tmp_path / "base", "bert")
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
+    (base / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="Loading a pickle runs whatever code"):
         tune(base, corpus, tmp_path / "model")
 
@@ -349,7 +372,7 @@ def test_more_tokens_than_positions_are_refused(base: Path, corpus: Corpus, tmp_
 
 
 def test_divergence_is_an_error(base: Path, corpus: Corpus, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="evaluation_loss=.*lower learning_rate"):
+    with pytest.raises(ModelError, match=r"evaluation_loss=.*lower learning_rate"):
         tune(base, corpus, tmp_path / "model", replace(FAST, learning_rate=1e30, warmup_share=0.0))
 
 

@@ -250,3 +250,221 @@ def test_keywords_equal_the_oracles(tables: Tables, rules: Rules, seed: int, wor
     )
     staged = pd.DataFrame(texts, columns=["text", "labels", "words"]) if labelled else None
     check_against_oracle(read_keywords(tables, key), make_keywords(pd.DataFrame(explanations), staged, n_splits, rules))
+
+
+# --- independent of order, partitions and increments ------------------------------------------------------------------
+
+
+def sum_and_rank(tables: Tables, plan: Plan, keyword_key: str, n_splits: int = 3) -> list[Row]:
+    keys = [f"model{split}" for split in range(n_splits)]
+    sum_words(tables, plan, keys)
+    rank_keywords(tables, plan, keys, keyword_key=keyword_key, labelled_key=None, test_share_ratio=0.5)
+    return read_keywords(tables, keyword_key)
+
+
+LOOSE: dict[str, Any] = {"min_df": 0, "theta": 0.4, "max_classes": None}
+
+
+@pytest.fixture(scope="module")
+def arranged(tables: Tables) -> tuple[list[dict[str, Any]], list[Row]]:
+    """Explanations, and their keywords when written in one go."""
+    rows = draw_explanations(random.Random(7), VOCABULARY, 3)
+    plan = make_plan("arranged", **LOOSE)
+    write_corpus(tables, plan, rows)
+    keywords = sum_and_rank(tables, plan, "arranged")
+    assert sum(row.kept for row in keywords) > 20
+    return rows, keywords
+
+
+@pytest.mark.parametrize("partitions", [1, 2, 7])
+def test_shuffled_rows_and_partitions_change_nothing(
+    tables: Tables, arranged: tuple[list[dict[str, Any]], list[Row]], partitions: int
+) -> None:
+    rows, expected = arranged
+    plan = make_plan(f"shuffled {partitions}", **LOOSE)
+    write_corpus(tables, plan, random.Random(partitions).sample(rows, len(rows)), partitions=partitions)
+    before = tables.spark.conf.get("spark.sql.shuffle.partitions")
+    tables.spark.conf.set("spark.sql.shuffle.partitions", str(partitions))
+    try:
+        assert sum_and_rank(tables, plan, f"shuffled {partitions}") == expected
+    finally:
+        tables.spark.conf.set("spark.sql.shuffle.partitions", before)
+
+
+def test_sums_added_chunk_by_chunk_equal_the_full_ones(
+    tables: Tables, arranged: tuple[list[dict[str, Any]], list[Row]]
+) -> None:
+    rows, expected = arranged
+    plan = make_plan("waves", **LOOSE)
+    waves = sorted({(row["bucket"], row["increment"], row["split"]) for row in rows}, key=hash)
+    in_wave = [[row for row in rows if (row["bucket"], row["increment"], row["split"]) in waves[n::4]] for n in range(4)]
+    for number, wave in enumerate(in_wave):
+        write_corpus(tables, plan, wave, wave=number)
+        assert sum_words(tables, plan, ["model0", "model1", "model2"]) == len(waves[number::4])
+        assert sum_words(tables, plan, ["model0", "model1", "model2"]) == 0
+    assert sum_and_rank(tables, plan, "waves") == expected
+
+
+# --- chunks and their markers -----------------------------------------------------------------------------------------
+
+
+def read_sums(tables: Tables, plan: Plan) -> list[Row]:
+    return tables.read("word_sums").where(f"corpus_key = '{corpus_key(plan.corpus)}'").collect()
+
+
+def test_chunks_are_summed_when_whole_and_marked(tables: Tables) -> None:
+    plan, key = make_plan("chunks"), ["model0"]
+    rows = [
+        explain(0, "a", "NA", [("x", 0.5), ("x", 0.25), ("y", 0.125)]),
+        explain(0, "b", "NA", [("x", -0.5)], is_gold=True),
+        explain(0, "c", "NA", [("x", 0.5)], is_gold=False),
+    ]
+    write_corpus(tables, plan, rows)
+    late = {**rows[0], "bucket": 1, "doc_id": "d", "corpus_key": corpus_key(plan.corpus)}
+    ledger = [{**late, "n_documents": 1}, {**late, "bucket": 2, "n_documents": 0}]
+    write(tables, "chunks", ledger, "chunks/late")
+    assert sum_words(tables, plan, key) == 2  # the chunk of document d has no rows yet, the empty one needs none
+    sums = read_sums(tables, plan)
+    words = {row.word: (row.n_documents, row.n_occurrences, row.score_sum, row.score_square_sum) for row in sums if row.word}
+    assert {word: tuple(map(float, row)) for word, row in words.items()} == {
+        "x": (1, 2, 0.75, 0.3125),
+        "y": (1, 1, 0.125, 0.015625),
+    }
+    evidence = {row.doc_group: row.n_documents for row in sums if row.word is None and row.label == "NA"}
+    expected: dict[int, int] = {}
+    for doc_id in "ab":  # c is no true positive; b has no word with a score >= 0, and is evidence all the same
+        group = int(digest_of(doc_id)[-8:], 16) % 20
+        expected[group] = expected.get(group, 0) + 1
+    assert evidence == expected
+    assert {(row.bucket, row.doc_group, row.n_documents) for row in sums if row.label is None} == {(0, -1, 3), (2, -1, 0)}
+    write(tables, "explanations", [late], "chunks/late")
+    assert sum_words(tables, plan, key) == 1
+    assert sum_words(tables, plan, key) == 0
+    assert {row.evidence_key for row in read_sums(tables, plan)} == {evidence_key(plan)}
+
+
+def test_sums_deleted_on_purpose_are_added_again(tables: Tables) -> None:
+    """Delta used to drop the second commit without a word: it had the app id and version of the first."""
+    plan, key = make_plan("deleted"), ["model0"]
+    write_corpus(tables, plan, [explain(0, "a", "NA", [("x", 0.5)])])
+    assert sum_words(tables, plan, key) == 1
+    before = read_sums(tables, plan)
+    tables.spark.sql(f"DELETE FROM {tables.name('word_sums')} WHERE corpus_key = '{corpus_key(plan.corpus)}'")
+    assert sum_words(tables, plan, key) == 1
+    assert sorted(map(repr, read_sums(tables, plan))) == sorted(map(repr, before))
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_planted_word_survives_and_a_lone_one_does_not(tables: Tables) -> None:
+    plan, n_splits = make_plan("planted"), 5
+    rows = []
+    for split in range(n_splits):
+        for number in range(20):
+            words = [("planted", 0.3 + split / 100), (f"filler{number % 5}", 0.1), ("1984", 0.2)]
+            words += [("three", 0.15)] if split < 3 else []
+            words += [("lone", 0.99)] if number == 0 else []
+            rows.append(explain(split, f"doc{number}", "NA", words))
+            rows.append(explain(split, f"other{number}", "IN", [("common", 0.2), ("planted", -0.2)]))
+    write_corpus(tables, plan, rows)
+    found = {(row.label, row.word): row for row in sum_and_rank(tables, plan, "planted", n_splits)}
+    assert kept_words(tables, "planted", "NA") == ["planted", "three"]
+    assert kept_words(tables, "planted", "IN") == ["common"]
+    planted = found["NA", "planted"]
+    assert (planted.selection_frequency, planted.n_splits, planted.document_frequency) == (1.0, 5, 20)
+    assert planted.score_mean == pytest.approx(0.32)
+    assert planted.ci_low <= planted.score_mean <= planted.ci_high
+    # All 20 documents of both classes hold "planted": it speaks for one class, and tells none apart.
+    assert planted.distinctiveness == 0.0
+    assert found["NA", "three"].selection_frequency == 0.6  # 3 of 5 is enough for theta 0.6, exactly
+    assert found["NA", "lone"].drop_reason == "document_frequency"
+    assert found["NA", "lone"].ci_low is None
+    assert found["NA", "1984"].drop_reason == "no_letter"
+
+
+def test_an_existing_keyword_table_is_left_alone(tables: Tables, arranged: tuple[list[dict[str, Any]], list[Row]]) -> None:
+    before = tables.versions()
+    assert sum_and_rank(tables, make_plan("arranged", **LOOSE), "arranged") == arranged[1]
+    assert tables.versions() == before
+
+
+# --- the interval -----------------------------------------------------------------------------------------------------
+
+
+def test_the_jackknife_interval_covers_the_mean(tables: Tables) -> None:
+    """Scores of one document resemble each other: an interval that took occurrences for independent would miss."""
+    rng, n_words, n_documents, n_occurrences, true_mean = np.random.default_rng(3), 2000, 200, 4, 0.4
+    plan = make_plan("coverage", theta=0.0)
+    of_document = rng.normal(0.0, 0.05, (n_words, n_documents, 1))
+    scores = true_mean + of_document + rng.normal(0.0, 0.05, (n_words, n_documents, n_occurrences))
+    groups = rng.integers(0, 20, (n_words, n_documents))
+    sums = []
+    for word in range(n_words):
+        for group in range(20):
+            values = scores[word][groups[word] == group]
+            if values.size:
+                sums.append((f"w{word:04}", group, values.size, float(values.sum()), float((values**2).sum())))
+    frame = tables.spark.createDataFrame(sums, "word STRING, doc_group INT, n BIGINT, total DOUBLE, squares DOUBLE")
+    tables.append(
+        frame.selectExpr(
+            f"'{evidence_key(plan)}' AS evidence_key", "'model0' AS explain_key", f"'{corpus_key(plan.corpus)}' AS corpus_key",
+            "0 AS increment", "0 AS bucket", "0 AS split", "'NA' AS label", "word", "doc_group", f"n div {n_occurrences} AS n_documents",
+            "n AS n_occurrences", "CAST(total AS DECIMAL(38,18)) AS score_sum", "CAST(squares AS DECIMAL(38,18)) AS score_square_sum",
+        ),
+        "word_sums",
+        app_id="coverage",
+    )  # fmt: skip
+    found = pd.DataFrame(row.asDict() for row in sum_and_rank(tables, plan, "coverage", 1))
+    assert len(found) == n_words
+    assert found.score_std.isna().all()  # one split
+    covered = ((found.ci_low <= true_mean) & (true_mean <= found.ci_high)).mean()
+    # Four standard deviations of a binomial share of 0.95 among 2000 words.
+    assert covered == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / n_words))
+    naive = 1.96 * found.score_deviation / np.sqrt(found.n_occurrences)
+    assert ((found.score_mean - true_mean).abs() <= naive).mean() < 0.85
+
+
+# --- overlap of lists -------------------------------------------------------------------------------------------------
+
+
+def write_lists(tables: Tables, keyword_key: str, lists: dict[str, Sequence[str]]) -> None:
+    rows = [
+        {"keyword_key": keyword_key, "label": label, "word": word, "rank": rank, "kept": True, "selection_frequency": 1.0}
+        for label, words in lists.items()
+        for rank, word in enumerate(words, 1)
+    ]
+    dropped = {"keyword_key": keyword_key, "label": "NA", "word": "dropped", "kept": False, "drop_reason": "max_classes"}
+    write(tables, "keywords", [*rows, {**dropped, "selection_frequency": 1.0}], keyword_key)
+
+
+def test_overlaps_equal_the_definition(tables: Tables) -> None:
+    rng = random.Random(5)
+    a: dict[str, Sequence[str]] = {"same": "abc", "disjoint": "abc", "swapped": "abc", "only a": "abc"}
+    b: dict[str, Sequence[str]] = {"same": "abc", "disjoint": "def", "swapped": "acb", "only b": "abc"}
+    for number in range(30):
+        a[f"random {number}"] = rng.sample(range(40), rng.randrange(1, 30))
+        b[f"random {number}"] = rng.sample(range(40), rng.randrange(1, 30))
+    for name, lists in (("a", a), ("b", b)):
+        write_lists(tables, f"list {name}", {label: [str(word) for word in words] for label, words in lists.items()})
+    for p, depth in ((0.9, 50), (0.5, 7)):
+        found = {row.label: row for row in compare_lists(tables, "list a", "list b", p=p, depth=depth)}
+        assert found.keys() == a.keys() | b.keys()
+        for label, row in found.items():
+            cut_a, cut_b = a.get(label, [])[:depth], b.get(label, [])[:depth]
+            assert row.rank_biased_overlap == pytest.approx(overlap_rank_biased(cut_a, cut_b, p), abs=1e-12)
+            assert row.jaccard == pytest.approx(len({*cut_a} & {*cut_b}) / len({*cut_a} | {*cut_b}), abs=1e-12)
+            assert (row.n_a, row.n_b) == (len(cut_a), len(cut_b))
+        assert (found["same"].rank_biased_overlap, found["same"].jaccard) == (pytest.approx(1.0), 1.0)
+        assert (found["disjoint"].rank_biased_overlap, found["disjoint"].jaccard) == (0.0, 0.0)
+        assert (found["only a"].rank_biased_overlap, found["only b"].jaccard) == (0.0, 0.0)
+    swapped = {row.label: row for row in compare_lists(tables, "list a", "list b")}["swapped"]
+    # By hand: 1/9 x (0.9 + 0.81 / 2 + 0.729) + 0.729
+    assert swapped.rank_biased_overlap == pytest.approx(0.955)
+
+
+@pytest.mark.parametrize("options", [{"p": 0.0}, {"p": 1.0}, {"depth": 0}])
+def test_overlaps_refuse_meaningless_options(tables: Tables, options: dict[str, Any]) -> None:
+    (name, value) = next(iter(options.items()))
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        compare_lists(tables, "list a", "list b", **options)

