@@ -385,8 +385,7 @@ def register_explain(
     """
     import os
 
-    from pyspark.sql.functions import pandas_udf
-    from pyspark.sql.pandas.functions import PandasUDFType
+    from pyspark.sql.pandas.functions import PandasUDFType, pandas_udf
 
     local = is_local(spark)
     slots = count_slots(spark)
@@ -401,7 +400,7 @@ def register_explain(
             outcomes = explain_texts(list(texts), task, model, device)
             yield pd.DataFrame([_outcome_row(outcome) for outcome in outcomes])
 
-    function = pandas_udf(explain, EXPLAIN_TYPE, PandasUDFType.SCALAR_ITER)  # type: ignore[call-overload]
+    function = pandas_udf(explain, EXPLAIN_TYPE, PandasUDFType.SCALAR_ITER)
     spark.udf.register(name, function)
 
 

@@ -37,8 +37,7 @@ _FULL_LEARNING_RATE = 5e-5
 _HEAD_LEARNING_RATE = 1e-3
 _MAX_GRADIENT_NORM = 1.0
 _EVALUATION_BATCH = 32
-# Batches are cut from pools of so many shuffled batches sorted by length: little padding, and still another
-# composition in every epoch.
+# Batches are cut from pools of so many batches, sorted by length: little padding, yet other batches each epoch.
 _POOL_BATCHES = 16
 # Cached features go into the head one by one, without padding; only float noise may separate the two ways.
 _HEAD_TOLERANCE = 1e-3
@@ -153,11 +152,10 @@ def fine_tune(
         label_names: All labels, in the order of the model's outputs.
         multi_label: Sigmoid outputs with threshold 0.5, instead of softmax.
         recipe: How to train.
-        seed: Decides the drawn weights, dropout and batches. On a CPU the same inputs and the same
-            number of threads give the same weights, bit for bit.
+        seed: Decides the drawn weights, dropout and batches. On one kind of CPU the same inputs and number of
+            threads give the same weights, bit for bit.
         folder: Where the model goes: config, weights, tokenizer and `fine_tuning.json`.
-        features: Folder shared by the splits in which `train: head` keeps the frozen encoder's outputs.
-            None: they are computed and forgotten.
+        features: Folder in which `train: head` keeps the frozen encoder's outputs for all splits. None: nowhere.
         device: Torch device, as `cuda:0`.
         report: Called with (steps done, all steps); for `head` first with batches of texts encoded.
 
@@ -174,7 +172,7 @@ def fine_tune(
     inputs: dict[str, Any] = {
         "base_digest": digest_folder(base),
         "texts_digest": _digest(*texts),
-        "targets_digest": _digest(targets.tobytes(), bytes(in_training)),
+        "targets_digest": _digest(targets.tobytes(), np.asarray(in_training, bool).tobytes()),
         "label_names": list(label_names),
         "multi_label": multi_label,
         "recipe": asdict(replace(recipe, learning_rate=recipe.peak_learning_rate)),
@@ -356,7 +354,7 @@ def _evaluate(
     data: _Data,
     epochs: int,
 ) -> _Evaluation:
-    """Score the held-out rows in float32, as the model will be used."""
+    """Score the held-out rows as the model will be used."""
     model.eval()
     by_length = np.argsort(lengths[rows], kind="stable")
     predicted = np.zeros((len(rows), data.targets.shape[1]), bool)

@@ -17,7 +17,7 @@ from lexplain.errors import LimitError
 from lexplain.executor import ModelTask
 from lexplain.keywords import rank_keywords, sum_words
 from lexplain.plan import FindMethod, Plan, Source, corpus_key, keyword_key, run_id
-from lexplain.tables import TABLES, Tables, quote_text
+from lexplain.tables import TABLES, Tables, quote_list, quote_text
 from lexplain.training import find_models, fine_tune_splits, take_models
 
 if TYPE_CHECKING:
@@ -52,12 +52,16 @@ class Run:
     record: dict[str, Any]
     seconds: float = 0.0
     _staged: dict[str, Staged] = field(default_factory=dict)
+    _models: list[ExplainedModel] = field(default_factory=list)
 
     @property
     def corpus(self) -> Staged:
         """The corpus as staged; read and staged when first asked for."""
         staged = self._stage(self.plan.corpus, "corpus")
-        self.record["corpus_key"], self.record["corpus_snapshot"] = staged.key, staged.version
+        if self.record["corpus_snapshot"] != staged.version:
+            # Written before anything is explained: a retry must find the input of this start.
+            self.record |= {"corpus_key": staged.key, "corpus_snapshot": staged.version}
+            _write_record(self.tables, self.record)
         return staged
 
     @property
@@ -71,12 +75,19 @@ class Run:
             assert self.training is not None  # the plan's check saw to it
             fine_tune_splits(self.tables, self.plan, self.locations[0], self.training, self.tracker, self.progress)
 
-    def find_models(self) -> list[ExplainedModel]:
-        """Return the models to explain.
+    @property
+    def models(self) -> list[ExplainedModel]:
+        """The models to explain, by split.
 
         Raises:
             ModelError: They are not fine-tuned yet, or do not fit each other or the corpus.
         """
+        if not self._models:
+            self._models = self._find_models()
+            self.record["explain_keys"] = [model.explain_key for model in self._models]
+        return self._models
+
+    def _find_models(self) -> list[ExplainedModel]:
         if self.plan.models.base is not None:
             assert self.training is not None
             return find_models(self.tables, self.plan, self.find_method, self.locations[0], self.training)
@@ -87,18 +98,16 @@ class Run:
 
     def attribute(self) -> None:
         """Explain what is not explained yet, and check that every document is accounted for."""
-        models = self.find_models()
-        self._note(explain_keys=[model.explain_key for model in models])
-        before = self._explained(models)
+        before = self._count_explained()
         try:
             self.seconds = attribute(
-                self.tables, self.plan, self.find_method, models, self.corpus, self.training, self.progress
+                self.tables, self.plan, self.find_method, self.models, self.corpus, self.training, self.progress
             )
         finally:
-            made = self._explained(models) - before
+            made = self._count_explained() - before
             if made and self.seconds:
-                self._note(documents_per_second=made / self.seconds)
-        self._note(documents_by_status=count_documents(self.tables, models, self.corpus))
+                self.record["documents_per_second"] = made / self.seconds
+        self.record["documents_by_status"] = count_documents(self.tables, self.models, self.corpus)
 
     def aggregate(self) -> str:
         """Add up what is not added up yet and write the keyword table.
@@ -109,9 +118,9 @@ class Run:
         Raises:
             AccountingError: Attribution is not finished.
         """
-        models = self.find_models()
-        keys = [model.explain_key for model in models]
-        self._note(explain_keys=keys, documents_by_status=count_documents(self.tables, models, self.corpus))
+        keys = [model.explain_key for model in self.models]
+        if self.record["documents_by_status"] is None or not self.seconds:
+            self.record["documents_by_status"] = count_documents(self.tables, self.models, self.corpus)
         labelled = self._labelled()
         key = keyword_key(self.plan, keys, self.corpus.version, None if labelled is None else labelled.version)
         self.progress.start("aggregate", 1, "table")
@@ -123,7 +132,7 @@ class Run:
             test_share_ratio=share / (1 - share) if self.plan.models.base is not None else None,
         )  # fmt: skip
         self.progress.advance(1)
-        self._note(keyword_key=key, labelled_snapshot=None if labelled is None else labelled.version)
+        self.record |= {"keyword_key": key, "labelled_snapshot": None if labelled is None else labelled.version}
         self.progress.finish("keyword table written")
         return key
 
@@ -158,20 +167,15 @@ class Run:
         count = int(version.rsplit("/", 1)[1])
         return Staged(corpus_key(source), count, sum(row["n_documents"] for row in rows if row["increment"] < count))
 
-    def _explained(self, models: list[ExplainedModel]) -> int:
-        keys = ", ".join(quote_text(model.explain_key) for model in models)
-        return int(
-            self.tables.read("explanations").where(f"explain_key IN ({keys}) AND label_rank = 0 AND status = 'explained'"
-                                                   f" AND corpus_key = {quote_text(self.corpus.key)}").count()
-        )  # fmt: skip
-
-    def _note(self, **values: object) -> None:
-        self.record |= values
-        _write_record(self.tables, self.record)
+    def _count_explained(self) -> int:
+        keys = quote_list([model.explain_key for model in self.models])
+        where = f"corpus_key = {quote_text(self.corpus.key)} AND explain_key IN ({keys})"
+        return self.tables.read("explanations").where(f"{where} AND label_rank = 0 AND status = 'explained'").count()
 
     def finish(self, status: Literal["finished", "stopped", "failed"], detail: str | None = None) -> None:
         """Write the run's last state to `runs` and to MLflow."""
-        self._note(status=status, detail=detail, finished_at=datetime.now(UTC))
+        self.record |= {"status": status, "detail": detail, "finished_at": datetime.now(UTC)}
+        _write_record(self.tables, self.record)
         if self.tracker is None:
             return
         counts = self.record["documents_by_status"] or {}
@@ -193,7 +197,7 @@ class Run:
             return {}
         row = self.tables.read("explanations").where(
             f"status = 'explained' AND corpus_key = {quote_text(self.record['corpus_key'])}"
-            f" AND explain_key IN ({', '.join(map(quote_text, keys))})"
+            f" AND explain_key IN ({quote_list(keys)})"
         ).selectExpr(
             "avg(CAST(converged AS INT)) AS share_converged",
             "percentile(completeness_gap_relative, 0.5) AS gap_relative_median",

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -236,13 +236,13 @@ def count_slots(spark: SparkSession) -> int:
     """Return how many tasks run at once: the default parallelism, or a setting where a thin client cannot see it."""
     try:
         return max(1, int(spark.sparkContext.defaultParallelism))
-    except Exception:  # noqa: BLE001 - Spark Connect has no context, and says so with an error class of its own
+    except Exception:  # Spark Connect has no context, and says so with an error class of its own
         return int(spark.conf.get("spark.default.parallelism", spark.conf.get("spark.sql.shuffle.partitions", "8")) or 8)
 
 
 def stop_session(spark: SparkSession) -> None:
     """Stop a local session and the JVM with it, so that the process ends at once."""
-    gateway = getattr(getattr(spark, "sparkContext", None), "_gateway", None)
+    gateway: Any = getattr(getattr(spark, "sparkContext", None), "_gateway", None)
     spark.stop()
     process = getattr(gateway, "proc", None)
     if process is not None:

@@ -13,7 +13,8 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import date
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
@@ -25,6 +26,9 @@ Section = TypeVar("Section")
 # Settings are carried to SQL, Java and C, where a larger whole number would overflow.
 _LARGEST_INT = 2**31 - 1
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+# In a URI: what stands before the host (on Azure storage that is a container), and parameters that carry a secret.
+_USER_INFO = re.compile(r"(?<!abfs)(?<!abfss)(?<!wasb)(?<!wasbs)://[^/\s]*@")
+_SECRET_PARAMETER = re.compile(r"(?i)([?&;][^=&;\s]*(?:token|secret|password|pwd|key|sig|signature)=)[^&;\s]+")
 # A NUL ends every path in C; half of a surrogate pair cannot be written to any file or table.
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -109,6 +113,17 @@ def unreadable(origin: str, why: str) -> PlanError:
     return PlanError(origin, [problem])
 
 
+def overlay(below: Mapping[Any, Any], above: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return the settings of `below` with those of `above` laid over them, section by section."""
+    merged = dict(below)
+    for name, value in above.items():
+        if isinstance(merged.get(name), Mapping) and (value is None or isinstance(value, Mapping)):
+            merged[name] = overlay(merged[name], value or {})  # an empty section says nothing against what is below
+        else:
+            merged[name] = value
+    return merged
+
+
 class Reading:
     """One pass over a mapping: what breaks a rule becomes a Problem, and stands at its default.
 
@@ -135,10 +150,10 @@ class Reading:
         for name, value in document.items():
             if name not in settings:
                 self._refuse_key(f"{path}{_printable(str(name))}", value, str(name), settings, path)
-            elif value is None and _is_section(hints[name]) and not _is_optional(hints[name]):
-                pass  # a section without keys; required ones are missed below
             elif value is None and _is_optional(hints[name]):
                 values[name] = None
+            elif value is None and (_is_section(hints[name]) or _is_required(settings[name])):
+                pass  # a section without keys; what is required is missed below
             else:
                 values[name] = self._read_value(hints[name], value, f"{path}{name}", settings[name])
                 if values[name] is None:  # broken, and reported: the default stands in
@@ -173,7 +188,7 @@ class Reading:
             )  # fmt: skip
 
     def _refuse_key(self, where: str, value: object, name: str, settings: Mapping[str, object], path: str) -> None:
-        close = difflib.get_close_matches(name, list(settings), n=1, cutoff=0.6)
+        close = _closest(name, settings)
         self._unsure.update(f"{path}{meant}" for meant in close)
         remedy = f"Write {close[0]!r}" if close else f"Known here: {', '.join(settings)}"
         self._report(where, value, "is no key of a plan", "It would have been ignored", remedy)
@@ -198,36 +213,44 @@ class Reading:
         if get_origin(hint) is tuple:
             return self._read_strings(value, where)
         if get_origin(hint) is Mapping:
-            if isinstance(value, Mapping):
-                return {str(name): option for name, option in value.items()}
-            self._refuse_type(where, value, "must be a mapping of options", "Write `name: value` lines below it")
-            return None
+            return self._read_options(value, where)
         if hint is str:
             return self._read_string(value, where)
         return self._read_number(hint, value, where, one)
 
-    def _read_choice(self, choices: Sequence[object], value: Any, where: str, one: dataclasses.Field[Any]) -> Any:
+    def _read_choice(self, choices: Sequence[str], value: Any, where: str, one: dataclasses.Field[Any]) -> Any:
         if isinstance(value, str) and value in choices:
             return value
-        close = difflib.get_close_matches(str(value), map(str, choices), n=1, cutoff=0.6)
+        close = _closest(value, choices) if isinstance(value, str) else []
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        remedy = f"Write one of: {', '.join(map(str, choices))}{hint}"
+        remedy = f"Write one of: {', '.join(choices)}{hint}"
         self._report(where, value, "is not one of the choices", one.metadata["silently"], remedy)
         return None
 
     def _read_strings(self, value: Any, where: str) -> tuple[str, ...] | None:
         if isinstance(value, list) and all(isinstance(part, str) for part in value):
             found = [self._read_string(part, f"{where}[{number}]") for number, part in enumerate(value)]
-            return None if None in found else tuple(value)
+            if None not in found:
+                return tuple(value)
+            self._unsure.add(where)
+            return None
         remedy = 'Write [a, b]; put quotes round words that YAML reads as something else, as "no"'
         self._refuse_type(where, value, "must be a list of strings", remedy)
         return None
 
+    def _read_options(self, value: Any, where: str) -> Mapping[str, Any] | None:
+        if isinstance(value, Mapping) and all(isinstance(name, str) and name.isidentifier() for name in value):
+            return dict(value)
+        self._refuse_type(where, value, "must be a mapping of options", "Write `name: value` lines below it")
+        return None
+
     def _read_string(self, value: Any, where: str) -> str | None:
-        if not isinstance(value, str):
-            plain = value is not None and not isinstance(value, bool | Mapping | list | set | bytes)
-            quoted = f'"{_shorten(value)}"' if plain else 'the string in quotes, as "no"'
-            self._refuse_type(where, value, "must be a string", f"Write {quoted}")
+        if isinstance(value, int | float | date) and not isinstance(value, bool):
+            self._refuse_type(where, value, "must be a string", f'Write it in quotes: "{_shorten(value)}"')
+        elif not isinstance(value, str):
+            self._refuse_type(
+                where, value, "must be a string", 'Write one, in quotes if YAML reads it otherwise, as "no"'
+            )
         elif not value or (value.isspace() and not where.endswith("separator")):
             self._refuse_type(where, value, "must not be empty", "Write a value, or leave the key out")
         elif _UNWRITABLE.search(value):
@@ -242,13 +265,13 @@ class Reading:
         if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
             value = float(value)  # YAML 1.1 reads 5e-5 as a string
         if not fits(value):
-            default = "" if one.default in (dataclasses.MISSING, None) else f", as {plain_yaml(one.default)}"
+            default = "" if one.default in (dataclasses.MISSING, None) else f", as {_write_inline(one.default)}"
             self._refuse_type(where, value, rule, f"Write a value of that kind{default}")
             return None
         if hint is bool:
             return value
         low, above, high = (one.metadata[bound] for bound in ("low", "above", "high"))
-        if hint is int and high is None:
+        if hint is int and high is None and value > _LARGEST_INT:
             high = _LARGEST_INT
         if math.isfinite(value if isinstance(value, float) else 0) and (
             (low is None or value >= low) and (above is None or value > above) and (high is None or value <= high)
@@ -259,7 +282,7 @@ class Reading:
                 pass  # a whole number past the largest float; reported below as any number out of range
         bounds = [f"{sign} {_format_bound(bound)}" for sign, bound in ((">=", low), (">", above), ("<=", high))
                   if bound is not None]  # fmt: skip
-        if high is None:
+        if hint is float and high is None:
             bounds.append("finite")
         default = ", or leave it out" if not _is_required(one) else ""
         self._report(where, value, f"must be {' and '.join(bounds)}", one.metadata["silently"],
@@ -272,6 +295,10 @@ _KINDS: dict[type, tuple[str, Callable[[Any], bool]]] = {
     int: ("must be a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
     float: ("must be a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)),
 }
+
+
+def _closest(name: str, known: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(name[:100], known, n=1, cutoff=0.6)
 
 
 def _is_required(one: dataclasses.Field[Any]) -> bool:
@@ -306,9 +333,24 @@ def _shorten(value: object) -> object:
         return value if len(value) <= 200 else value[:199] + "…"
     if isinstance(value, int) and abs(value) >= 10**30:
         return math.inf if value > 0 else -math.inf
-    if isinstance(value, Mapping | list | tuple | set | bytes):
-        return f"a {type(value).__name__} of {len(value)}"
+    if (
+        isinstance(value, list)
+        and len(value) <= 10
+        and not any(isinstance(part, Mapping | list | tuple | set) for part in value)
+    ):
+        return [_shorten(part) for part in value]
+    if isinstance(value, Collection):
+        return _Summary(f"<{type(value).__name__} of {len(value)}>")
     return value
+
+
+class _Summary(str):
+    """Stands in a message for a value that is too long for one."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def _printable(name: str) -> str:
@@ -329,7 +371,23 @@ def plain(value: object) -> Any:
     return value
 
 
-def plain_yaml(value: object) -> str:
+def write_yaml(section: object) -> str:
+    """Return a section as YAML, every default written out, passwords and tokens in URIs masked."""
+    text: str = yaml.safe_dump(_mask(plain(section)), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _mask(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _mask(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_mask(part) for part in value]
+    if isinstance(value, str):
+        return _SECRET_PARAMETER.sub(r"\1***", _USER_INFO.sub("://***@", value))
+    return value
+
+
+def _write_inline(value: object) -> str:
     """Return a value as YAML on one line."""
     text: str = yaml.safe_dump(plain(value), default_flow_style=True, allow_unicode=True, width=math.inf)
     return text.removesuffix("...\n").strip()
@@ -346,10 +404,10 @@ def write_commented(cls: Any, example: Mapping[str, Any], depth: int = 0) -> Ite
         indent, says = "  " * depth, f"# {one.metadata['says']}"
         nested = _nested(hints[one.name])
         if nested is not None:
-            yield f"{indent}{one.name}:".ljust(36) + says
+            yield f"{indent}{one.name}:".ljust(36) + f" {says}"
             yield from write_commented(nested, example.get(one.name, {}), depth + 1)
             continue
         default = {} if one.default_factory is not dataclasses.MISSING else one.default
-        value = plain_yaml(example.get(one.name, default))
+        value = _write_inline(example.get(one.name, default))
         mark = "" if one.name in example else "# "
         yield f"{indent}{mark}{one.name}: {value}".ljust(36) + f" {says}"

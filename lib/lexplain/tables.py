@@ -21,7 +21,7 @@ from lexplain.errors import TableError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
 
     from lexplain.plan import Sink
 
@@ -431,8 +431,8 @@ class Tables:
     def _columns(self, table: str) -> list[str]:
         return [quote_identifier(name) for name, _, _ in TABLES[table].columns]
 
-    def _save(self, writer: object, table: str) -> None:
-        writer = writer.option("userMetadata", json.dumps(self._metadata))  # type: ignore[attr-defined]
+    def _save(self, writer: DataFrameWriter, table: str) -> None:
+        writer = writer.option("userMetadata", json.dumps(self._metadata))
         if self.folder is not None:
             writer.save(str(self.folder / table))
         else:

@@ -12,6 +12,7 @@ import posixpath
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,7 +23,6 @@ import pyarrow as pa
 from pyarrow import csv
 
 from lexplain.errors import ModelError, SessionError
-from lexplain.finetune import quiet_transformers
 from lexplain.model_store import digest_folder, redact
 
 if TYPE_CHECKING:
@@ -73,13 +73,13 @@ def locate_model(uri: str, tracking_uri: str | None) -> ModelLocation:
     if uri.startswith(("models:/", "runs:/")):
         if tracking_uri is None:
             raise ModelError(
-                f"model={uri!r} is an address of MLflow, and mlflow is off. There would be nobody to ask where it "
+                f"model={redact(uri)!r} is an address of MLflow, and mlflow is off. There would be nobody to ask where it "
                 "lies. Write mlflow.enabled: true, or the path of the folder."
             )
         folder = _storage_uri(_open_client(tracking_uri), uri)
     if folder.startswith("mlflow-artifacts:"):
         raise ModelError(
-            f"model={uri!r} lies behind MLflow's artifact proxy, which executors cannot read. Every task would have "
+            f"model={redact(uri)!r} lies behind MLflow's artifact proxy, which executors cannot read. Every task would have "
             "failed while it loads the model. Start the server with --no-serve-artifacts and a "
             "--default-artifact-root that all nodes read, or write the path of a copy on shared storage."
         )
@@ -251,7 +251,9 @@ class RunTracker:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        registered = self._client.create_model_version(register_as, f"models:/{model_id}", run, model_id=model_id)
+        # Not models:/ID: a database store would look that up in the store of the process, not in this client's.
+        source = self._client.get_logged_model(model_id).artifact_location
+        registered = self._client.create_model_version(register_as, source, run, model_id=model_id)
         return f"models:/{register_as}/{registered.version}"
 
     def _log(
@@ -262,8 +264,6 @@ class RunTracker:
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, object] | None = None,
     ) -> None:
-        import time
-
         from mlflow.entities import Metric, Param, RunTag
 
         now = int(time.time() * 1000)
@@ -309,18 +309,18 @@ def _find_experiment(client: MlflowClient, name: str, artifact_root: str | None)
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
-    if found is None:
-        if artifact_root is not None and "://" not in artifact_root:
-            # A relative path would mean another folder in every working directory.
-            artifact_root = Path(artifact_root).expanduser().absolute().as_uri()
-        try:
-            return str(client.create_experiment(name, artifact_location=artifact_root))
-        except MlflowException as error:
-            # Another run was quicker.
-            if error.error_code != "RESOURCE_ALREADY_EXISTS" or client.get_experiment_by_name(name) is None:
-                raise
-            found = client.get_experiment_by_name(name)
-    return str(found.experiment_id)
+    if found is not None:
+        return str(found.experiment_id)
+    if artifact_root is not None and "://" not in artifact_root:
+        # A relative path would mean another folder in every working directory.
+        artifact_root = Path(artifact_root).expanduser().absolute().as_uri()
+    try:
+        return str(client.create_experiment(name, artifact_location=artifact_root))
+    except MlflowException as error:
+        found = client.get_experiment_by_name(name)
+        if error.error_code != "RESOURCE_ALREADY_EXISTS" or found is None:
+            raise
+        return str(found.experiment_id)  # another run was quicker
 
 
 def _storage_uri(client: MlflowClient, uri: str) -> str:
@@ -342,7 +342,7 @@ def _storage_uri(client: MlflowClient, uri: str) -> str:
     except (MlflowException, TypeError) as error:
         reason = _first_line(error)
     raise ModelError(
-        f"model={uri!r} cannot be found in MLflow: {reason}. There would be nothing to explain. "
+        f"model={redact(uri)!r} cannot be found in MLflow: {reason}. There would be nothing to explain. "
         "Write models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN/PATH of a model that is there, or a folder."
     )
 
@@ -363,6 +363,8 @@ def _write_artifact(folder: Path, artifact: Path, run: str, model: Any) -> None:
     from mlflow.models import Model
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from lexplain.finetune import quiet_transformers
+
     with quiet_transformers():
         mlflow.transformers.save_model(
             {
@@ -379,11 +381,9 @@ def _write_artifact(folder: Path, artifact: Path, run: str, model: Any) -> None:
         )
     # A text that says there is no licence at an address made from our path.
     (artifact / "LICENSE.txt").unlink(missing_ok=True)
-    # transformers writes some files anew in other words: put the originals in their place, the digest stays.
-    for written in (artifact / "model", artifact / "components" / "tokenizer"):
-        for file in written.iterdir():
-            if (folder / file.name).is_file():
-                shutil.copyfile(folder / file.name, file)
+    # transformers writes some files anew in other words: with the originals the digest stays.
+    shutil.rmtree(artifact / "model")
+    shutil.copytree(folder, artifact / "model")
 
 
 def _valid_key(name: str) -> str:

@@ -300,14 +300,16 @@ def test_batch_mates_move_a_score_by_rounding_only(shelf: Shelf, family: str) ->
 
 
 def test_the_order_of_the_texts_changes_nothing(shelf: Shelf) -> None:
-    texts = many_texts()
-    found = explainer(shelf.classifier("bert"))
+    """To the last bit, also where texts of one length compete for the places of a pass."""
+    words = ["party", "tax", "team", "bank", "phone", "final", "cup"]
+    texts = [*many_texts(), *(" ".join(words[:i] + words[i + 1 :]) for i in range(7))]
+    found = explainer(shelf.classifier("bert"), budget_tokens=150)
     expected = found.explain(texts)
-    order = list(range(len(texts)))
-    random.Random(5).shuffle(order)
-    shuffled = found.explain([texts[number] for number in order])
-    assert shuffled == [expected[number] for number in order]
-    assert expected[-5:-2] == expected[:3]
+    for seed in range(4):
+        order = list(range(len(texts)))
+        random.Random(seed).shuffle(order)
+        assert found.explain([texts[number] for number in order]) == [expected[number] for number in order]
+    assert expected[10:13] == expected[:3]
 
 
 def test_equal_texts_are_explained_once(shelf: Shelf) -> None:

@@ -1,0 +1,770 @@
+"""The plan: every error at once, presets, templates, and what each key is made of."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import re
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lexplain import plan as plans
+from lexplain.errors import PlanError, Problem
+from lexplain.methods import find_method
+from lexplain.plan import Plan, Source, write_template
+
+FINE_TUNED = """
+name: topics
+corpus: {path: "s3://bucket/corpus.csv", columns: {labels: topic}}
+training: {path: "s3://bucket/training.csv", columns: {labels: topic}}
+models: {base: "models:/base/1"}
+sink: {path: tables}
+"""
+
+READY = """
+name: topics
+corpus: {path: "s3://bucket/corpus.csv"}
+models: {uris: ["models:/a/1", "models:/b/1"], corpus: unseen}
+sink: {path: tables}
+"""
+
+
+def parse(text: str, /, **changes: Any) -> Plan:
+    """Parse a plan with some of its keys changed, as `parse(READY, text__overlap=8)`."""
+    document = yaml.safe_load(text)
+    for name, value in changes.items():
+        *sections, last = name.split("__")
+        inner = document
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = value
+    return Plan.parse(json.dumps(document), find_method)
+
+
+def problems(text: str, /, **changes: Any) -> dict[str, Problem]:
+    """The problems of a plan by field."""
+    with pytest.raises(PlanError) as raised:
+        parse(text, **changes)
+    return {problem.field: problem for problem in raised.value.problems}
+
+
+def problems_of(text: str) -> dict[str, Problem]:
+    """The problems of YAML as it stands."""
+    with pytest.raises(PlanError) as raised:
+        Plan.parse(text, find_method)
+    return {problem.field: problem for problem in raised.value.problems}
+
+
+# --- errors ---------------------------------------------------------------------------------------------------
+
+
+def test_all_errors_come_at_once():
+    found = problems_of("""
+nmae: topics
+corpus: {pth: a.csv, limit: 0, columns: {lables: topic}, sample: 1.5}
+training: {path: a.csv, table: a.b}
+models: {uris: [a, b], splits: 2000, train: heads, epochs: three}
+method: {id: integrated_gradients, options: {nods: 5}}
+text: {max_tokens: 100, overlap: 60}
+keywords: {theta: 2, labels: [yes, NA]}
+execution: {device: gqu}
+sink: 5
+mlfow: {}
+""")
+    assert set(found) == {
+        "nmae", "corpus.pth", "corpus.limit", "corpus.columns.lables", "corpus.sample", "training", "models.splits",
+        "models.train", "models.epochs", "models.corpus", "method.options.nods", "text.overlap", "keywords.theta",
+        "keywords.labels", "execution.device", "sink", "mlfow",
+    }  # fmt: skip
+
+
+def test_message_has_field_value_rule_consequence_remedy():
+    with pytest.raises(PlanError) as raised:
+        parse(READY, corpus__limit=0, text__overlap=400)
+    first, second = str(raised.value).splitlines()[1:]
+    assert str(raised.value).startswith("plan: 2 problems, nothing was started.\n")
+    assert first == (
+        "  1. corpus.limit=0 must be >= 1. No document would have been explained. "
+        "Write a number in that range, or leave it out."
+    )
+    assert second == (
+        "  2. text.overlap=400 must be at most half of text.max_tokens=512. "
+        "Each window would have advanced by a few tokens, at many times the cost. Write overlap: 64."
+    )
+
+
+@pytest.mark.parametrize("text", [FINE_TUNED, READY])
+def test_every_problem_says_all_its_parts(text: str):
+    """Break each key in turn: by a wrong type, and where it has a range by a value out of it."""
+    for path, one in leaves():
+        for value in ({"a": {"b": 1}}, one.metadata["high"] and one.metadata["high"] + 1):
+            if value is None or path == "method__options":
+                continue
+            found = problems(text, **{path: value})
+            problem = found[path.replace("__", ".")]
+            assert all(part and not part.endswith(".") for part in (problem.rule, problem.consequence, problem.remedy))
+            assert problem.remedy[0].isupper() and problem.consequence[0].isupper()
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ({"modles": {}}, "models"),
+        ({"keyword": {}}, "keywords"),
+        ({"corpus__columns__label": "x"}, "labels"),
+        ({"corpus__columns__docid": "x"}, "doc_id"),
+        ({"corpus__seperator": " "}, "label_separator"),
+        ({"models__split": 3}, "splits"),
+        ({"models__learningrate": 0.1}, "learning_rate"),
+        ({"keywords__thetha": 0.5}, "theta"),
+        ({"sink__shema": "a.b"}, "schema"),
+        ({"execution__budget_token": 5}, "budget_tokens"),
+    ],
+)
+def test_misspelt_key_suggests_the_right_one(written: dict[str, Any], meant: str):
+    (name,) = written
+    assert problems(READY, **written)[name.replace("__", ".")].remedy == f"Write {meant!r}"
+
+
+def test_key_like_no_other_lists_the_known_ones():
+    assert problems(READY, sink__zzz=1)["sink.zzz"].remedy == "Known here: path, schema"
+
+
+def test_misspelt_required_key_is_said_once():
+    assert set(problems_of(READY.replace("name:", "nmae:"))) == {"nmae"}
+    assert set(problems_of(READY.replace("path: tables", "pth: tables"))) == {"sink.pth"}
+
+
+def test_broken_key_does_not_hide_others_of_its_section():
+    """A wrong `splits` used to hide that the models were not named at all."""
+    assert set(problems_of("name: a\ncorpus: {limit: 0}\nmodels: {splits: 0}\nsink: {}")) == {
+        "corpus", "corpus.limit", "models", "models.splits", "sink",
+    }  # fmt: skip
+
+
+def test_default_of_a_broken_key_is_not_judged():
+    """1024 windows misspelt must not read as "overlap 300 is too much for 512"."""
+    assert set(problems(READY, text={"max_tokens": "1O24", "overlap": 300})) == {"text.max_tokens"}
+    columns = {"lables": "topic"}
+    assert set(problems(READY, corpus__columns=columns, corpus__label_separator=" ")) == {"corpus.columns.lables"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name: a\nname: b",
+        "name: a\ncorpus: {path: a.csv, path: b.csv}",
+        "name: a\ncorpus:\n  columns:\n    text: a\n    text: b",
+        "method: {options: {nodes: 5, nodes: 6}}",
+    ],
+)
+def test_key_written_twice_is_refused(text: str):
+    assert "written twice" in problems_of(text)["plan"].rule
+
+
+BOUNDS = [
+    ("corpus__sample", [0.000001, 1, 1.0], [0, 0.0, -1, 1.01, float("nan"), float("inf")]),
+    ("corpus__limit", [1, 2**31 - 1], [0, -1, 2**31, 10**400]),
+    ("models__splits", [1, 1000], [0, 1001]),
+    ("models__seed", [0, 2**31 - 1], [-1, 2**31]),
+    ("models__test_share", [0.01, 0.9], [0.0, 0.91]),
+    ("models__learning_rate", [1e-9, 1.0, "5e-5", "2.5E-05"], [0.0, 1.1, "-5e-5", "1e400"]),
+    ("text__max_tokens", [128, 1_000_000], [7, 1_000_001]),
+    ("text__max_windows", [1, None], [0]),
+    ("keywords__probability", [0.0, 0.999999], [-0.1, 1, 1.0]),
+    ("keywords__theta", [0, 0.0, 1, 1.0], [-0.01, 1.01]),
+    ("keywords__min_df", [0], [-1]),
+    ("keywords__max_classes", [1, None], [0]),
+    ("keywords__top", [1, None], [0]),
+    ("limits__device_hours", [1e-9, 10**6, None], [0, float("inf"), float("nan"), 10**400]),
+    ("limits__rejected_share", [0, 1, None], [-0.1, 1.1]),
+    ("execution__budget_tokens", [16], [15]),
+    ("execution__threads", [1, None], [0]),
+]
+
+
+@pytest.mark.parametrize(("path", "fits", "breaks"), BOUNDS, ids=[path for path, _, _ in BOUNDS])
+def test_ranges_end_where_they_say(path: str, fits: list[Any], breaks: list[Any]):
+    for value in fits:
+        parse(FINE_TUNED, **{path: value})
+    for value in breaks:
+        assert set(problems(FINE_TUNED, **{path: value})) == {path.replace("__", ".")}
+
+
+def test_ranges_are_written_out_to_the_last_digit():
+    assert problems(READY, models__seed=-1)["models.seed"].rule == "must be >= 0 and <= 2147483647"
+    assert problems(READY, keywords__probability=1)["keywords.probability"].rule == "must be >= 0 and <= 0.999999"
+    assert problems(READY, corpus__sample=0)["corpus.sample"].rule == "must be > 0 and <= 1"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "rule"),
+    [
+        ("name", 2024, "must be a string"),
+        ("corpus__path", [], "must be a string"),
+        ("corpus__path", " ", "must not be empty"),
+        ("corpus__header", "yes", "must be true or false"),
+        ("corpus__header", 1, "must be true or false"),
+        ("corpus__columns", "text", "must be a mapping of keys"),
+        ("corpus__columns__labels", {}, "must be a string"),
+        ("corpus__label_separator", "", "must not be empty"),
+        ("models__uris", "one", "must be a list of strings"),
+        ("models__uris", [1], "must be a list of strings"),
+        ("models__splits", True, "must be a whole number"),
+        ("models__splits", 2.0, "must be a whole number"),
+        ("models__splits", None, "must be a whole number"),
+        ("models__test_share", "many", "must be a number"),
+        ("models__train", False, "is not one of the choices"),
+        ("models__train", ["full"], "is not one of the choices"),
+        ("method__options", [5], "must be a mapping of options"),
+        ("method__options", {"no way": 5}, "must be a mapping of options"),
+        ("method__id", "lime", "is no known method"),
+        ("method__options", {"nodes": "many"}, "must be a whole number"),
+        ("sink__path", "a\0b", "must hold neither NUL nor half of a surrogate pair"),
+        ("sink__path", "a\ud800b", "must hold neither NUL nor half of a surrogate pair"),
+    ],
+)
+def test_wrong_types(path: str, value: object, rule: str):
+    found = problems(READY, **{path: value}).values()
+    assert rule in {problem.rule for problem in found}
+
+
+def test_white_space_may_separate_labels():
+    plan = parse(READY, corpus__label_separator=" ", corpus__columns={"labels": "topics"})
+    assert plan.corpus.label_separator == " "
+
+
+@pytest.mark.parametrize("path", ["keywords__evidence", "text__merge", "execution__device", "corpus__format", "preset"])
+def test_choices_are_listed(path: str):
+    problem = problems(READY, **{path: "nothing like it"})[path.replace("__", ".")]
+    assert problem.remedy.startswith("Write one of: ") and problem.remedy.count(",") >= 1
+
+
+def test_null_sections_are_sections_without_keys():
+    assert Plan.parse(READY + "keywords:\ntext:\nmethod:\nlimits:\nexecution:\nmlflow:\ntraining:\n", find_method) == parse(
+        READY
+    )
+    assert parse(READY, method={"options": None}) == parse(READY)
+    assert set(problems_of("name:\ncorpus:\nmodels:\nsink:\n")) == {"name", "corpus", "models", "sink"}
+
+
+def test_problems_of_values_that_would_fill_the_memory_stay_short():
+    """Written out, this alias bomb has 10 to the power of 9 members."""
+    bomb = "a: &a [x]\n" + "".join(
+        f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    text = f"{bomb}name: *i\nmodels: {{train: *i, uris: *i}}\npreset: *i\nmethod: {{options: {{nodes: [*i]}}}}"
+    with pytest.raises(PlanError) as raised:
+        Plan.parse(text, find_method)
+    assert len(str(raised.value)) < 10_000
+    assert "name=<list of 10> must be a string" in str(raised.value)
+
+
+# --- YAML -----------------------------------------------------------------------------------------------------
+
+
+def test_exponents_without_a_dot_are_numbers():
+    assert Plan.parse(FINE_TUNED.replace("models: {", "models: {learning_rate: 5e-5, "), find_method).models.learning_rate == 5e-5
+
+
+@pytest.mark.parametrize("labels", ["[yes, no]", "[on, business]", "[2024-01-01]", "[1, 2]", "[null]", "[NA, ~]", "no"])
+def test_labels_that_yaml_reads_otherwise_are_refused(labels: str):
+    assert 'as "no"' in problems_of(READY + f"keywords: {{labels: {labels}}}")["keywords.labels"].remedy
+
+
+def test_quoted_labels_are_kept():
+    text = READY + 'keywords: {labels: ["no", "on", NA, "2024-01-01", n, y]}'
+    assert Plan.parse(text, find_method).keywords.labels == ("no", "on", "NA", "2024-01-01", "n", "y")
+
+
+def test_unquoted_date_as_name():
+    assert problems_of(READY.replace("topics", "2024-01-01"))["name"].remedy == 'Write it in quotes: "2024-01-01"'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "it is empty"),
+        ("# nothing but a comment\n", "it is empty"),
+        ("- a\n- b", "it holds a list"),
+        ("just words", "it holds a str"),
+        ("name:\n\tcorpus: 1", "cannot start any token"),
+        ("name: a\n---\nname: b", "expected a single document"),
+        ("name: 2024-13-01", "'2024-13-01' has no value: month must be in 1..12"),
+        ("name: !!int x", "has no value"),
+        ("name: !!bool x", "has no value"),
+        ("name: 0x_", "has no value"),
+        ("name: " + "9" * 5000, "has no value"),
+        ("name: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("? [a]\n: b", "unhashable"),
+        ("[" * 3000, "nested too deeply"),
+        ("name: \x00", "special characters are not allowed"),
+        ("a: *unknown", "undefined alias"),
+    ],
+)
+def test_what_is_no_mapping_is_one_problem(text: str, says: str):
+    (problem,) = problems_of(text).values()
+    assert problem.field == "plan" and says in problem.rule
+
+
+def test_files_that_cannot_be_read(tmp_path: Path):
+    binary = tmp_path / "binary.yaml"
+    binary.write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
+    for path in (binary, tmp_path / "missing.yaml", tmp_path, tmp_path / "a\0b"):
+        with pytest.raises(PlanError) as raised:
+            Plan.load(path, find_method)
+        (problem,) = raised.value.problems
+        assert problem.field == "plan" and problem.value == str(path)
+
+
+def test_byte_order_mark_is_no_key(tmp_path: Path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(READY, encoding="utf-8-sig")
+    assert Plan.load(path, find_method).name == "topics"
+
+
+TEXTS = st.text(st.sampled_from("nameCORPUS: {}[],&*!|>-?#'\"\n\t~<%@`0x1e.5_é\u0000"), max_size=60)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.dates() | st.binary(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, TEXTS)
+def test_no_text_raises_anything_but_a_plan_error(before: str, after: str):
+    for text in (before, READY + before, before + READY, READY[: len(before)] + after + READY[len(before) :]):
+        try:
+            Plan.parse(text, find_method, folder=Path("/tmp"))
+        except PlanError as error:
+            assert error.problems and str(error)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_no_value_raises_anything_but_a_plan_error(data: st.DataObject):
+    path, _ = data.draw(st.sampled_from(list(leaves())))
+    *sections, last = path.split("__")
+    document = yaml.safe_load(READY)
+    inner: Any = document
+    for section in sections[: data.draw(st.integers(0, len(sections)))]:
+        inner = inner.setdefault(section, {})
+    inner[data.draw(st.just(last) | st.text(max_size=10))] = data.draw(VALUES)
+    try:
+        text = yaml.safe_dump(document, allow_unicode=True)
+        plan = Plan.parse(text, find_method, folder=Path("/tmp"))
+    except PlanError as error:
+        assert error.problems and str(error)
+    else:
+        assert Plan.parse(plan.to_yaml(), find_method) == plan
+        assert plans.run_id(plan, find_method, ["0"]) == plans.run_id(copy.deepcopy(plan), find_method, ["0"])
+
+
+# --- rules across keys ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "field"),
+    [
+        (READY, {"corpus__table": "a.b"}, "corpus"),
+        (READY, {"corpus__path": "s3://bucket/folder"}, "corpus.path"),
+        (READY, {"corpus": {"table": "a.b; DROP TABLE c"}}, "corpus.table"),
+        (READY, {"corpus": {"table": "a.b.c.d"}}, "corpus.table"),
+        (READY, {"corpus__label_separator": " "}, "corpus.label_separator"),
+        (READY, {"models": {}}, "models"),
+        (READY, {"models__base": "models:/c/1", "models__corpus": None, "training": yaml.safe_load(FINE_TUNED)["training"]}, "models"),
+        (READY, {"models__corpus": None}, "models.corpus"),
+        (READY, {"corpus__columns": {"split": "seen"}}, "models.corpus"),
+        (READY, {"keywords__evidence": "true_positives"}, "keywords.evidence"),
+        (READY, {"models__multi_label": True, "keywords__probability": 0.4}, "keywords.probability"),
+        (READY, {"sink__schema": "a.b"}, "sink"),
+        (READY, {"sink": {"schema": "a.b"}}, "mlflow.tracking_uri"),
+        (READY, {"sink": {"schema": "a b"}, "mlflow__enabled": False}, "sink.schema"),
+        (READY, {"name": "a/b"}, "name"),
+        (READY, {"name": "x" * 101}, "name"),
+        (READY, {"name": ".hidden"}, "name"),
+        (FINE_TUNED, {"training": None}, "training"),
+        (FINE_TUNED, {"training__columns": {}}, "training.columns.labels"),
+        (FINE_TUNED, {"corpus__columns": {"split": "seen"}}, "corpus.columns.split"),
+        (FINE_TUNED, {"models__corpus": "unseen"}, "models.corpus"),
+        (FINE_TUNED, {"sink": {"schema": "a.b"}, "mlflow__enabled": False}, "models.folder"),
+    ],
+)  # fmt: skip
+def test_rules_across_keys(text: str, changes: dict[str, Any], field: str):
+    found = problems(text, **changes)
+    assert field in found
+    assert all(name == field or name.startswith("models.corpus") for name in found)
+
+
+def test_evidence_fits_the_corpus():
+    assert parse(READY).evidence == "predicted"
+    assert parse(FINE_TUNED).evidence == "true_positives"
+    assert parse(FINE_TUNED, keywords__evidence="predicted").evidence == "predicted"
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("a.csv", "csv"), ("a.TSV", "tsv"), ("a.csv.gz", "csv"), ("a.jsonl", "json"), ("a/*.parquet", "parquet"),
+        ("s3://b/a.ndjson.bz2", "json"), ("a.v2", None), ("folder", None), ("x" * 5000, None),
+    ],
+)  # fmt: skip
+def test_format_is_told_from_the_path(path: str, kind: str | None):
+    assert Source(path=path).kind == kind
+    assert Source(path=path, format="delta").kind == "delta"
+
+
+def test_delta_folder_is_found_by_its_log(tmp_path: Path):
+    (tmp_path / "_delta_log").mkdir()
+    assert Source(path=str(tmp_path)).kind == "delta"
+
+
+# --- paths ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A plan's folder with a corpus and two models."""
+    (tmp_path / "sub").mkdir()
+    for name in ("model", "model[2]"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "sub" / "corpus.csv").write_text("text\n")
+    (tmp_path / "plan.yaml").write_text(
+        "name: a\ncorpus: {path: sub/corpus.csv}\nmodels: {uris: [./model, 'model[2]'], corpus: unseen}\nsink: {path: ../tables}\n"
+    )
+    return tmp_path
+
+
+def test_paths_count_from_the_plan(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir("/")
+    plan = Plan.load(folder / "plan.yaml", find_method)
+    assert plan.corpus.path == str(folder / "sub/corpus.csv")
+    assert plan.models.uris == (str(folder / "model"), str(folder / "model[2]"))
+    assert plan.sink.path == str(folder.parent / "tables")
+    monkeypatch.chdir(folder)
+    assert Plan.load("plan.yaml", find_method) == plan
+
+
+def test_missing_files_are_named_before_spark(folder: Path):
+    path = folder / "plan.yaml"
+    text = path.read_text().replace("corpus.csv", "corpora.csv").replace("./model,", "~/no/such/model,")
+    path.write_text(text)
+    with pytest.raises(PlanError) as raised:
+        Plan.load(path, find_method)
+    first, second = raised.value.problems
+    assert (first.field, first.value) == ("corpus.path", str(folder / "sub/corpora.csv"))
+    assert (second.field, second.value) == ("models.uris[0]", str(Path.home() / "no/such/model"))
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/a.csv", "x" * 5000 + ".csv", "loop/a.csv", "[.csv"])
+def test_paths_that_the_system_refuses_are_problems(folder: Path, path: str):
+    (folder / "loop").symlink_to(folder / "loop")
+    (folder / "plan.yaml").write_text((folder / "plan.yaml").read_text().replace("sub/corpus.csv", f"'{path}'"))
+    with pytest.raises(PlanError) as raised:
+        Plan.load(folder / "plan.yaml", find_method)
+    assert [problem.field for problem in raised.value.problems] == ["corpus.path"]
+
+
+def test_patterns_and_remote_places_are_left_alone(folder: Path):
+    text = (folder / "plan.yaml").read_text()
+    (folder / "plan.yaml").write_text(text.replace("corpus.csv", "*.csv").replace("./model,", "'models:/a@champion',"))
+    plan = Plan.load(folder / "plan.yaml", find_method)
+    assert plan.corpus.path == str(folder / "sub/*.csv")
+    assert plan.models.uris[0] == "models:/a@champion"
+
+
+def test_sink_must_not_be_a_file(folder: Path):
+    text = (folder / "plan.yaml").read_text().replace("../tables", "sub/corpus.csv")
+    with pytest.raises(PlanError, match=r"sink.path=.* is a file"):
+        Plan.parse(text, find_method, folder=folder)
+
+
+# --- presets ----------------------------------------------------------------------------------------------------
+
+
+def test_preset_sacx_2022_is_the_published_aggregation():
+    plan = parse(READY, preset="sacx-2022")
+    rules = plan.keywords
+    assert plan.method.id == "integrated_gradients"
+    assert plan.method.options == {"rule": "gauss_legendre", "nodes": 30, "baseline": "-"}
+    assert plan.text.merge == "absmax"
+    assert (rules.theta, rules.probability, rules.top_n, rules.min_df) == (0.7, 0.7, 20, 5)
+    assert (rules.max_classes, rules.word_rule, rules.top) == (None, "sacx-2022", 100)
+
+
+def test_plan_overrides_its_preset_key_by_key():
+    plan = parse(READY, preset="sacx-2022", keywords__theta=0.5, method={"options": {"nodes": 10}})
+    assert plan.keywords == dataclasses.replace(parse(READY, preset="sacx-2022").keywords, theta=0.5)
+    assert plan.method.options == {"rule": "gauss_legendre", "nodes": 10, "baseline": "-"}
+
+
+def test_empty_section_leaves_the_preset_alone():
+    """`keywords:` with nothing below used to set every threshold back to the default."""
+    plan = parse(READY, preset="sacx-2022")
+    assert Plan.parse(READY + "preset: sacx-2022\nkeywords:\ntext:\nmethod: {options: }\n", find_method) == plan
+
+
+def test_preset_and_the_same_plan_written_out_share_their_keys():
+    preset = parse(READY, preset="sacx-2022")
+    written = Plan.parse(preset.to_yaml().replace("preset: sacx-2022", "preset: default"), find_method)
+    assert written != preset
+    assert keys(written) == keys(preset)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        parse(FINE_TUNED), parse(READY), parse(READY, preset="sacx-2022"),
+        parse(READY, corpus={"table": "a.b.c", "where": "x = 'no' AND y < 5e-5", "sample": 5e-5}),
+        parse(READY, keywords__labels=["no", "NA", "2024-01-01", "på", "a: b", "#", "5e-5"]),
+        parse(READY, corpus__label_separator=" ", corpus__columns={"labels": "l"}),
+        parse(FINE_TUNED, models__learning_rate=5e-5, method={"options": {"nodes": 7}}, limits__device_hours=0.1),
+    ],
+)  # fmt: skip
+def test_written_plan_is_the_plan(plan: Plan):
+    assert Plan.parse(plan.to_yaml(), find_method) == plan
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://me:secret@host:5000/x", "https://***@host:5000/x"),
+        ("https://me:p@ss'word@host/x", "https://***@host/x"),
+        ("https://secret@host", "https://***@host"),
+        ("https://host/x?sas_token=secret&page=2", "https://host/x?sas_token=***&page=2"),
+        ("https://host/x?sv=1&sig=secret", "https://host/x?sv=1&sig=***"),
+        ("mysql://me:secret@host/x?ssl=1", "mysql://***@host/x?ssl=1"),
+        ("abfss://container@account.dfs.core.windows.net/x", "abfss://container@account.dfs.core.windows.net/x"),
+        ("models:/name@champion", "models:/name@champion"),
+    ],
+)
+def test_credentials_are_not_written(uri: str, shown: str):
+    written = parse(READY, mlflow__tracking_uri=uri, models__uris=[uri], corpus={"path": uri, "format": "csv"}).to_yaml()
+    assert "secret" not in written and "ss'word" not in written
+    document = yaml.safe_load(written)
+    assert (document["mlflow"]["tracking_uri"], document["models"]["uris"], document["corpus"]["path"]) == (shown, [shown], shown)
+
+
+def make_template_files(folder: Path) -> Path:
+    (folder / "my-model").mkdir()
+    (folder / "documents.csv").write_text("text,label\n")
+    return folder
+
+
+def test_short_template_is_short_and_loads(tmp_path: Path):
+    template = write_template()
+    assert len([line for line in template.splitlines() if not line.startswith("#")]) <= 10
+    plan = Plan.parse(template, find_method, folder=make_template_files(tmp_path))
+    assert plan.models.base == str(tmp_path / "my-model")
+
+
+def test_full_template_loads_with_any_line_uncommented(tmp_path: Path):
+    folder = make_template_files(tmp_path)
+    short = Plan.parse(write_template(), find_method, folder=folder)
+    full = write_template(full=True)
+    assert Plan.parse(full, find_method, folder=folder) == short
+    lines = full.splitlines()
+    commented = [number for number, line in enumerate(lines) if re.match(r" *# \w+: ", line)]
+    assert len(commented) > 50
+    for number in commented:
+        text = "\n".join([*lines[:number], lines[number].replace("# ", "", 1), *lines[number + 1 :]])
+        assert Plan.parse(text, find_method, folder=folder) == short, lines[number]
+    everything = "\n".join(re.sub(r"^( *)# (\w+: )", r"\1\2", line) for line in lines)
+    assert Plan.parse(everything, find_method, folder=folder) == short
+
+
+def test_full_template_names_every_key():
+    document = yaml.safe_load(re.sub(r"(?m)^( *)# (\w+: )", r"\1\2", write_template(full=True)))
+    assert set(flatten(document)) == {path for path, _ in leaves()}
+
+
+def flatten(document: Mapping[str, Any], path: str = "") -> list[str]:
+    found: list[str] = []
+    for name, value in document.items():
+        nested = isinstance(value, Mapping) and name != "options"
+        found += flatten(value, f"{path}{name}__") if nested else [f"{path}{name}"]
+    return found
+
+
+# --- keys -------------------------------------------------------------------------------------------------------
+
+
+def leaves(cls: Any = Plan, path: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
+    """Every key of a plan that is no section, as (path with `__`, field)."""
+    found: list[tuple[str, dataclasses.Field[Any]]] = []
+    hints = typing.get_type_hints(cls)
+    for one in dataclasses.fields(cls):
+        inner = [part for part in (hints[one.name], *typing.get_args(hints[one.name])) if dataclasses.is_dataclass(part)]
+        found += leaves(inner[0], f"{path}{one.name}__") if inner else [(f"{path}{one.name}", one)]
+    return found
+
+
+def keys(plan: Plan) -> dict[str, str]:
+    """Every key of a plan, all else equal."""
+    found = {
+        "run": plans.run_id(plan, find_method, ["digest 1", "digest 2"]),
+        "explain": plans.explain_key(plan, find_method, "digest 1"),
+        "corpus": plans.corpus_key(plan.corpus),
+        "evidence": plans.evidence_key(plan),
+        "keyword": plans.keyword_key(plan, ["explain 1", "explain 2"], "snapshot", "labelled"),
+    }
+    if plan.training is not None:
+        found["model"] = plans.model_key(plan, "digest", 0, "snapshot")
+    return found
+
+
+SOURCE = {"corpus", "keyword", "run"}
+TRAINING = {"model", "keyword", "run"}  # keyword: its labels give the document frequencies
+RECIPE = {"model", "run"}
+TEXT = {"explain", "run"}
+RULES = {"keyword", "run"}
+
+# Path, other value, the keys that must change. Whatever makes other models or explanations makes other digests, from
+# which keyword_key is made, so it changes there without being named.
+CHANGES: list[tuple[str, Any, set[str]]] = [
+    ("name", "other", {"run"}),
+    ("preset", "sacx-2022", {"explain", "evidence", "keyword", "run"}),
+    ("corpus__table", "a.b", SOURCE),
+    ("corpus__path", "s3://bucket/other.csv", SOURCE),
+    ("corpus__format", "json", SOURCE),
+    ("corpus__columns__text", "body", SOURCE),
+    ("corpus__columns__doc_id", "id", SOURCE),
+    ("corpus__columns__labels", "class", SOURCE),
+    ("corpus__label_separator", "|", SOURCE),
+    ("corpus__header", False, SOURCE),
+    ("corpus__where", "x > 1", SOURCE),
+    ("corpus__sample", 0.5, SOURCE),
+    ("corpus__limit", 5, SOURCE),
+    ("training__table", "a.b", TRAINING),
+    ("training__path", "s3://bucket/other.csv", TRAINING),
+    ("training__format", "json", TRAINING),
+    ("training__columns__text", "body", TRAINING),
+    ("training__columns__doc_id", "id", TRAINING),
+    ("training__columns__labels", "class", TRAINING),
+    ("training__columns__split", "seen", TRAINING),
+    ("training__label_separator", "|", TRAINING),
+    ("training__header", False, TRAINING),
+    ("training__where", "x > 1", TRAINING),
+    ("training__sample", 0.5, TRAINING),
+    ("training__limit", 5, TRAINING),
+    ("models__base", "models:/other/1", set()),  # its digest counts
+    ("models__splits", 7, {"run"}),
+    ("models__seed", 2, RECIPE),
+    ("models__test_share", 0.5, RECIPE),
+    ("models__multi_label", True, RECIPE),
+    ("models__train", "head", RECIPE),
+    ("models__epochs", 4, RECIPE),
+    ("models__learning_rate", 1e-4, RECIPE),
+    ("models__batch_size", 8, RECIPE),
+    ("models__accumulate", 2, RECIPE),
+    ("models__patience", 2, RECIPE),
+    ("models__folder", "/elsewhere", set()),
+    ("models__register_as", "other", set()),
+    ("method__id", "integrated_gradients.v1", set()),  # the newest version by name
+    ("method__options", {"nodes": 20}, TEXT),
+    ("text__max_tokens", 256, {"model", "explain", "run"}),
+    ("text__overlap", 32, TEXT),
+    ("text__max_windows", 1, TEXT),
+    ("text__max_characters", 1000, {"model", "explain", "run"}),
+    ("text__merge", "absmax", TEXT),
+    ("keywords__evidence", "predicted", {"evidence", "keyword", "run"}),
+    ("keywords__probability", 0.6, {"evidence", "keyword", "run"}),
+    ("keywords__top_n", 10, {"evidence", "keyword", "run"}),
+    ("keywords__word_rule", "sacx-2022", {"evidence", "keyword", "run"}),
+    ("keywords__theta", 0.5, RULES),
+    ("keywords__min_df", 4, RULES),
+    ("keywords__max_classes", 1, RULES),
+    ("keywords__top", 50, RULES),
+    ("keywords__labels", ["a", "b"], RULES),
+    *[(path, value, set()) for path, value in [
+        ("limits__device_hours", 5.0), ("limits__rejected_share", 0.5), ("execution__device", "cpu"),
+        ("execution__threads", 2), ("execution__budget_tokens", 1000), ("execution__chunk_documents", 10),
+        ("execution__models_in_memory", 1), ("execution__allow_pickle", True), ("sink__path", "elsewhere"),
+        ("sink__schema", "a.b"), ("mlflow__enabled", False), ("mlflow__tracking_uri", "http://host"),
+        ("mlflow__experiment", "other"),
+    ]],
+]  # fmt: skip
+READY_CHANGES: list[tuple[str, Any, set[str]]] = [
+    ("models__uris", ["models:/c/1", "models:/d/1"], set()),  # their digests count
+    ("models__corpus", None, {"run"}),
+    ("corpus__columns__split", "seen", SOURCE),
+]
+
+
+def change(text: str, path: str, value: object) -> Plan:
+    """The plan with one key changed, unchecked: a change alone may break a rule across keys."""
+    plan: Any = parse(text, corpus__label_separator=" ", corpus__columns__labels="topic")
+    return replace(plan, path.split("__"), tuple(value) if isinstance(value, list) else value)
+
+
+def replace(section: Any, path: list[str], value: object) -> Any:
+    if path == ["preset"]:
+        return parse(FINE_TUNED, corpus__label_separator=" ", preset=value)
+    inner = value if len(path) == 1 else replace(getattr(section, path[0]), path[1:], value)
+    return dataclasses.replace(section, **{path[0]: inner})
+
+
+@pytest.mark.parametrize(("path", "value", "expected"), CHANGES, ids=[path for path, _, _ in CHANGES])
+def test_each_key_changes_with_what_it_should(path: str, value: object, expected: set[str]):
+    before, after = keys(parse(FINE_TUNED, corpus__label_separator=" ")), keys(change(FINE_TUNED, path, value))
+    assert {name for name in before if before[name] != after[name]} == expected
+
+
+@pytest.mark.parametrize(("path", "value", "expected"), READY_CHANGES, ids=[path for path, _, _ in READY_CHANGES])
+def test_each_key_changes_with_what_it_should_for_ready_models(path: str, value: object, expected: set[str]):
+    before = keys(parse(READY, corpus__label_separator=" ", corpus__columns__labels="topic"))
+    after = keys(change(READY, path, value))
+    assert {name for name in before if before[name] != after[name]} == expected
+
+
+def test_table_of_changes_names_every_key_of_a_plan():
+    assert {path for path, _, _ in CHANGES + READY_CHANGES} == {path for path, _ in leaves()}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({}, {"corpus__format": "csv"}),
+        ({}, {"training__format": "csv"}),
+        ({}, {"keywords__evidence": "true_positives"}),
+        ({"keywords__labels": ["a", "b"]}, {"keywords__labels": ["b", "a", "a"]}),
+        ({}, {"method__options": {"nodes": 50, "rule": "midpoint", "baseline": "mask"}}),
+        ({"keywords__theta": 1}, {"keywords__theta": 1.0}),
+        (
+            {"corpus__path": "s3://b/a.parquet"},
+            {"corpus__path": "s3://b/a.parquet", "corpus__header": False},
+        ),
+    ],
+)
+def test_plans_that_mean_the_same_share_their_keys(first: dict[str, Any], second: dict[str, Any]):
+    assert keys(parse(FINE_TUNED, **first)) == keys(parse(FINE_TUNED, **second))
+
+
+def test_keys_change_with_what_is_no_part_of_the_plan():
+    plan = parse(FINE_TUNED)
+    models = {plans.model_key(plan, *of) for of in [("d", 0, "s"), ("e", 0, "s"), ("d", 1, "s"), ("d", 0, "t")]}
+    assert len(models) == 4
+    assert plans.explain_key(plan, find_method, "d") != plans.explain_key(plan, find_method, "e")
+    tables = [(["a", "b"], "s", "t"), (["a"], "s", "t"), (["a", "b"], "t", "t"), (["a", "b"], "s", None)]
+    assert len({plans.keyword_key(plan, *of) for of in tables}) == 4
+    assert plans.keyword_key(plan, ["a", "b"], "s", None) == plans.keyword_key(plan, ["b", "a"], "s", None)
+    runs = {plans.run_id(plan, find_method, digests) for digests in (["a", "b"], ["b", "a"], ["a"])}
+    assert len(runs) == 3  # the place of a ready model is the number that corpus.columns.split means
+
+
+def test_digest_is_stable_and_tells_types_apart():
+    assert plans.digest("corpus", {"b": 1, "a": [None, "ö"]}) == plans.digest("corpus", {"a": (None, "ö"), "b": 1})
+    assert plans.digest("corpus", "ö") == "a7bb3f6b7d02e8ff1c9a"
+    assert len({plans.digest(*parts) for parts in [("1",), (1,), (None,), ("",), (), ("1", ""), (["1"],)]}) == 7

@@ -1,0 +1,97 @@
+"""A corpus in which one planted word decides each class, a tiny model that can learn it, and plans over both."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pyspark.sql import SparkSession
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from core.models import save_classifier
+from lexplain.methods import find_method
+from lexplain.pipeline import Run, open_run
+from lexplain.plan import Plan
+from lexplain.terminal import StageProgress
+
+CLUES = {"politics": "election", "sport": "striker", "NA": "bank"}
+FILLER = "the said was a for be team new as and of on user better phone camera final cup".split()
+
+
+def plant(n: int, *, seed: int, labels_per_text: Sequence[int] = (1,)) -> list[dict[str, Any]]:
+    """Return n documents as doc_id, text and labels."""
+    draw = random.Random(seed)
+    documents = []
+    for number in range(n):
+        names = draw.sample(list(CLUES), labels_per_text[number % len(labels_per_text)])
+        words = draw.choices(FILLER, k=draw.randint(6, 14)) + [CLUES[name] for name in names] * 2
+        draw.shuffle(words)
+        documents.append({"doc_id": f"{seed}-{number}", "text": " ".join(words) + ".", "labels": names})
+    return documents
+
+
+def write_json(path: Path, documents: Sequence[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
+    return path
+
+
+def save_base(folder: Path) -> Path:
+    """Save a tiny BERT with weights small enough to train from."""
+    save_classifier(folder, "bert", labels=("one", "two"))
+    weights = load_file(folder / "model.safetensors")
+    weights = {name: weight * 0.3 if weight.ndim > 1 else weight for name, weight in weights.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def make_plan(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Return a plan over `folder`: training.jsonl, the corpus the same file, base model, three splits."""
+    source = {"path": str(folder / "training.jsonl"), "columns": {"doc_id": "doc_id", "labels": "labels"}}
+    plan: dict[str, Any] = {
+        "name": "planted",
+        "corpus": source,
+        "training": source,
+        "models": {"base": str(folder / "base"), "splits": 3, "epochs": 12, "patience": 12, "learning_rate": 3e-3,
+                   "batch_size": 8},
+        "method": {"options": {"nodes": 8}},
+        "text": {"max_tokens": 32, "overlap": 0, "max_windows": 1},
+        "keywords": {"min_df": 2},
+        "execution": {"chunk_documents": 80, "device": "cpu"},
+        "sink": {"path": str(folder / "tables")},
+    }  # fmt: skip
+    for key, value in changes.items():
+        merge = isinstance(value, dict) and isinstance(plan.get(key), dict) and key != "models"
+        plan[key] = {**plan[key], **value} if merge else value
+    return {key: value for key, value in plan.items() if value is not None}
+
+
+def load_plan(plan: Mapping[str, Any]) -> Plan:
+    return Plan.parse(yaml.safe_dump(dict(plan)), find_method)
+
+
+def run_plan(spark: SparkSession, plan: Mapping[str, Any], *, stages: Sequence[str] = ("fine_tune", "attribute", "aggregate")) -> Run:
+    """Run stages of a plan as the command line does; what was printed is in `run.progress.text`."""
+    progress = RecordedProgress()
+    with open_run(spark, load_plan(plan), find_method, progress) as run:
+        for stage in stages:
+            getattr(run, stage)()
+        run.finish("finished")
+    return run
+
+
+class RecordedProgress(StageProgress):
+    """The real progress, printing into a string."""
+
+    def __init__(self) -> None:
+        self.stream = io.StringIO()
+        super().__init__(Console(file=self.stream, width=200))
+
+    @property
+    def text(self) -> str:
+        return self.stream.getvalue()
