@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from lexplain.corpus import Staged
 from lexplain.errors import AccountingError, LimitError, ModelError
@@ -400,7 +400,8 @@ def register_explain(
             outcomes = explain_texts(list(texts), task, model, device)
             yield pd.DataFrame([_outcome_row(outcome) for outcome in outcomes])
 
-    function = pandas_udf(explain, EXPLAIN_TYPE, PandasUDFType.SCALAR_ITER)
+    # A struct column comes as a DataFrame, which pyspark's own stubs do not know.
+    function = pandas_udf(cast(Any, explain), EXPLAIN_TYPE, PandasUDFType.SCALAR_ITER)
     spark.udf.register(name, function)
 
 

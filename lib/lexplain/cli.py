@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from lexplain.errors import ExplainError, LimitError, PlanError
+from lexplain.errors import ExplainError, LimitError, PlanError, TableError
 from lexplain.plan import Plan, Sink, write_template
 from lexplain.terminal import StageProgress, divert_chatter, format_seconds, print_error, print_keywords, print_rows
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from lexplain.pipeline import Run
+    from lexplain.tables import Tables as OpenTables
 
 DONE, FAILED, BAD_PLAN, PARTLY_DONE = 0, 1, 2, 3
 
@@ -219,21 +220,25 @@ def demo_command(
     run_stages(plan, "demo", _run)
 
 
+def _open_tables(terminal: _Terminal, folder: Path) -> OpenTables:
+    from lexplain.methods import find_method
+    from lexplain.pipeline import open_tables
+
+    if not (folder / "catalog.sql").is_file():  # before Spark starts
+        raise TableError(
+            f"--tables={str(folder)!r} holds no tables of lexplain. The query would have failed. Write a plan's sink.path."
+        )
+    return open_tables(terminal.open_session("lexplain"), Sink(path=str(folder.resolve())), find_method)
+
+
 @app.command("sql")
 def sql_command(query: str, tables: Tables = Path("lexplain-demo/tables")) -> None:
     """Query the tables of a folder with Spark SQL.
 
     Example: lexplain sql "SELECT label, word, rank FROM keywords_current ORDER BY label, rank"
     """
-    from lexplain.tables import Tables as OpenTables
-
     with _terminal("sql", None) as terminal:
-        if not (tables / "catalog.sql").is_file():
-            raise ExplainError(
-                f"--tables={str(tables)!r} holds no tables of lexplain. The query would have failed. Write a plan's sink.path."
-            )
-        spark = terminal.open_session("lexplain sql")
-        OpenTables(spark, Sink(path=str(tables.resolve()))).open()
+        spark = _open_tables(terminal, tables).spark
         result = spark.sql(query)
         print_rows(terminal.console, result.columns, (tuple(row) for row in result.collect()))
 
@@ -246,16 +251,13 @@ def compare_command(
 ) -> None:
     """Compare two keyword tables class by class: rank-biased overlap (p = 0.9) and Jaccard."""
     from lexplain.keywords import compare_lists
-    from lexplain.tables import Tables as OpenTables
     from lexplain.tables import quote_text
 
     with _terminal("compare", None) as terminal:
-        spark = terminal.open_session("lexplain compare")
-        opened = OpenTables(spark, Sink(path=str(tables.resolve())))
-        opened.open()
+        opened = _open_tables(terminal, tables)
         keys = []
         for name in (first, second):
-            found = spark.sql(
+            found = opened.spark.sql(
                 f"SELECT keyword_key FROM {opened.name('runs')} WHERE (name = {quote_text(name)} OR keyword_key ="
                 f" {quote_text(name)}) AND keyword_key IS NOT NULL ORDER BY finished_at DESC LIMIT 1"
             ).collect()

@@ -16,7 +16,7 @@ from lexplain.corpus import Staged, list_labels, stage
 from lexplain.errors import LimitError
 from lexplain.executor import ModelTask
 from lexplain.keywords import rank_keywords, sum_words
-from lexplain.plan import FindMethod, Plan, Source, corpus_key, keyword_key, run_id
+from lexplain.plan import FindMethod, Plan, Sink, Source, corpus_key, explain_key, keyword_key, run_id
 from lexplain.tables import TABLES, Tables, quote_list, quote_text
 from lexplain.training import find_models, fine_tune_splits, take_models
 
@@ -248,18 +248,22 @@ def open_run(
             raise
 
 
-def register_latest_explain(spark: SparkSession, plan: Plan, find_method: FindMethod, tables: Tables) -> bool:
-    """Register `explain(text)` with the model of split 0 of the plan's latest run; False when there is none."""
-    rows = tables.spark.sql(
-        f"SELECT m.folder, m.digest FROM {tables.name('models')} m JOIN {tables.name('chunks')} c ON c.split = m.split"
-        f" JOIN {tables.name('runs')} r ON array_contains(r.explain_keys, c.explain_key)"
-        f" WHERE r.name = {quote_text(plan.name)} AND m.split = 0 ORDER BY r.started_at DESC LIMIT 1"
-    ).collect()
-    if not rows:
-        return False
-    model = ModelTask(0, None, rows[0]["folder"], rows[0]["digest"])
-    register_explain(spark, plan, find_method, model)
-    return True
+def open_tables(spark: SparkSession, sink: Sink, find_method: FindMethod) -> Tables:
+    """Open a sink for reading: its tables and views by name, and `explain(text)` with the latest run's first model.
+
+    Raises:
+        TableError: There are no tables of lexplain.
+    """
+    tables = Tables(spark, sink)
+    tables.open()
+    runs = tables.read("runs").where("keyword_key IS NOT NULL").orderBy("finished_at", ascending=False).head(1)
+    if runs:
+        plan = Plan.parse(runs[0]["plan"], find_method)
+        rows = tables.read("models").where("split = 0").select("folder", "digest").collect()
+        for row in rows:
+            if explain_key(plan, find_method, row["digest"]) == runs[0]["explain_keys"][0]:
+                register_explain(spark, plan, find_method, ModelTask(0, None, row["folder"], row["digest"]))
+    return tables
 
 
 def _open_record(tables: Tables, plan: Plan, identity: str, mlflow_run_id: str | None) -> dict[str, Any]:

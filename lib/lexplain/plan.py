@@ -23,7 +23,17 @@ from typing import Any, ClassVar, Literal, Protocol
 import yaml
 
 from lexplain.errors import MethodError, PlanError, Problem
-from lexplain.settings import Reading, overlay, plain, read_mapping, setting, unreadable, write_commented, write_yaml
+from lexplain.settings import (
+    Reading,
+    overlay,
+    plain,
+    read_mapping,
+    read_text,
+    setting,
+    shorten,
+    write_commented,
+    write_yaml,
+)
 
 Format = Literal["delta", "parquet", "json", "csv", "tsv"]
 Evidence = Literal["auto", "true_positives", "predicted"]
@@ -268,12 +278,8 @@ class Plan:
         Raises:
             PlanError: With every problem found, or that the file is no YAML mapping.
         """
-        origin = str(path)
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise unreadable(origin, str(error)) from error
-        return cls.parse(text, find_method, origin=origin, folder=Path(path).resolve().parent)
+        text = read_text(path)
+        return cls.parse(text, find_method, origin=str(path), folder=Path(path).resolve().parent)
 
     @classmethod
     def parse(cls, text: str, find_method: FindMethod, *, origin: str = "plan", folder: Path | None = None) -> Plan:
@@ -287,9 +293,7 @@ class Plan:
         problems = reading.problems
         if folder is not None:
             plan = _absolute(plan, folder)
-        problems += [
-            problem for problem in _check_across(plan, find_method, reading.sure) if reading.sure(problem.field)
-        ]
+        problems += [one for one in _check_across(plan, find_method, reading.sure) if reading.sure(one.field)]
         if problems:
             raise PlanError(origin, problems)
         return plan
@@ -324,10 +328,9 @@ def digest(*parts: object) -> str:
 
 def corpus_key(source: Source) -> str:
     """Key of a source: its origin, filter, sample and column mapping; no version, so that increments join."""
-    kind = source.kind  # a format that was only spelt out reads the same documents
-    return digest(
-        "corpus", kind, dataclasses.replace(source, format=None, header=source.header or kind not in ("csv", "tsv"))
-    )
+    # A format that was only spelt out, or a header where there is none, changes no document.
+    header = source.header or source.kind not in ("csv", "tsv")
+    return digest("corpus", source.kind, dataclasses.replace(source, format=None, header=header))
 
 
 def model_key(plan: Plan, base_digest: str, split: int, training_snapshot: str) -> str:
@@ -354,20 +357,25 @@ def evidence_key(plan: Plan) -> str:
 
 def keyword_key(plan: Plan, explain_keys: Sequence[str], corpus_snapshot: str, labelled_snapshot: str | None) -> str:
     """Key of one keyword table: explanations, evidence, thresholds and the snapshots it was made from."""
-    return digest(
-        "keywords", sorted(explain_keys), corpus_key(plan.corpus), evidence_key(plan), _rules(plan),
-        None if plan.labelled is None else corpus_key(plan.labelled), corpus_snapshot, labelled_snapshot,
-    )  # fmt: skip
+    labelled = None if plan.labelled is None else corpus_key(plan.labelled)
+    test_share = None if plan.models.base is None else plan.models.test_share  # of the error between splits
+    made_from = (
+        sorted(explain_keys),
+        corpus_key(plan.corpus),
+        corpus_snapshot,
+        labelled,
+        labelled_snapshot,
+        test_share,
+    )
+    return digest("keywords", made_from, evidence_key(plan), _rules(plan))
 
 
 def run_id(plan: Plan, find_method: FindMethod, model_digests: Sequence[str]) -> str:
     """Name of a run: the plan's name and what its keys are made of. Known before anything is trained."""
     training = None if plan.training is None else corpus_key(plan.training)
     models = (plan.models.corpus, None if plan.models.base is None else (plan.models.splits, _recipe(plan)))
-    return digest(
-        "run", plan.name, corpus_key(plan.corpus), training, models, model_digests, _method(plan, find_method),
-        plan.text, _rules(plan),
-    )  # fmt: skip
+    made_from = (corpus_key(plan.corpus), training, models, model_digests)
+    return digest("run", plan.name, made_from, _method(plan, find_method), plan.text, _rules(plan))
 
 
 def _recipe(plan: Plan) -> dict[str, object]:
@@ -486,7 +494,8 @@ def _check_method(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
                       str(error).rsplit(". ", 1)[-1].rstrip("."))  # fmt: skip
         return
     for problem in method.check(plan.method.options):
-        yield dataclasses.replace(problem, field=f"method.options.{problem.field.rsplit('.', 1)[-1]}")
+        field = f"method.options.{problem.field.rsplit('.', 1)[-1]}"
+        yield dataclasses.replace(problem, field=field, value=shorten(problem.value))
 
 
 def _check_keywords(plan: Plan, sure: Sure) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import date
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
@@ -87,6 +88,18 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def read_text(path: str | Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        PlanError: There is no such file, or it is no UTF-8 text.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise _unreadable(str(path), str(error)) from error
+
+
 def read_mapping(text: str, origin: str) -> Mapping[Any, Any]:
     """Return the mapping that a YAML text holds.
 
@@ -96,18 +109,17 @@ def read_mapping(text: str, origin: str) -> Mapping[Any, Any]:
     try:
         document = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that refuses twice-written keys
     except RecursionError as error:
-        raise unreadable(origin, "it is nested too deeply") from error
+        raise _unreadable(origin, "it is nested too deeply") from error
     except yaml.YAMLError as error:
-        raise unreadable(origin, " ".join(str(error).split())) from error
+        raise _unreadable(origin, " ".join(str(error).split())) from error
     if document is None:
-        raise unreadable(origin, "it is empty")
+        raise _unreadable(origin, "it is empty")
     if not isinstance(document, Mapping):
-        raise unreadable(origin, f"it holds a {type(document).__name__}, not a mapping of keys")
+        raise _unreadable(origin, f"it holds a {type(document).__name__}, not a mapping of keys")
     return document
 
 
-def unreadable(origin: str, why: str) -> PlanError:
-    """Return the error of a plan that cannot be read at all."""
+def _unreadable(origin: str, why: str) -> PlanError:
     problem = Problem("plan", origin, f"cannot be read ({why})", "Nothing can be planned from it",
                       "Write a YAML file; `lexplain plan new` prints one to start from")  # fmt: skip
     return PlanError(origin, [problem])
@@ -195,7 +207,7 @@ class Reading:
 
     def _report(self, where: str, value: object, rule: str, consequence: str, remedy: str) -> None:
         self._unsure.add(where)
-        self.problems.append(Problem(where, _shorten(value), rule, consequence, remedy))
+        self.problems.append(Problem(where, shorten(value), rule, consequence, remedy))
 
     def _refuse_type(self, where: str, value: object, rule: str, remedy: str) -> None:
         self._report(where, value, rule, "It would have been misread", remedy)
@@ -246,7 +258,7 @@ class Reading:
 
     def _read_string(self, value: Any, where: str) -> str | None:
         if isinstance(value, int | float | date) and not isinstance(value, bool):
-            self._refuse_type(where, value, "must be a string", f'Write it in quotes: "{_shorten(value)}"')
+            self._refuse_type(where, value, "must be a string", f'Write it in quotes: "{shorten(value)}"')
         elif not isinstance(value, str):
             self._refuse_type(
                 where, value, "must be a string", 'Write one, in quotes if YAML reads it otherwise, as "no"'
@@ -327,8 +339,8 @@ def _format_bound(bound: float) -> str:
     return str(int(bound)) if bound == int(bound) else repr(bound)
 
 
-def _shorten(value: object) -> object:
-    """Return a value for a message: YAML aliases can make one of a few lines fill the memory when written out."""
+def shorten(value: object) -> object:
+    """Return a value as messages show it: YAML aliases can make one of a few lines fill the memory when written out."""
     if isinstance(value, str):
         return value if len(value) <= 200 else value[:199] + "…"
     if isinstance(value, int) and abs(value) >= 10**30:
@@ -338,7 +350,7 @@ def _shorten(value: object) -> object:
         and len(value) <= 10
         and not any(isinstance(part, Mapping | list | tuple | set) for part in value)
     ):
-        return [_shorten(part) for part in value]
+        return [shorten(part) for part in value]
     if isinstance(value, Collection):
         return _Summary(f"<{type(value).__name__} of {len(value)}>")
     return value

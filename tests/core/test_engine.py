@@ -235,7 +235,7 @@ def test_e15_a_text_of_583_tokens_is_explained_whole(shelf: Shelf) -> None:
 
 def test_three_windows_are_complete_for_the_mean_logit(shelf: Shelf) -> None:
     classifier = shelf.classifier("bert", dtype=torch.float64)
-    text = " ".join(TEXTS[0] for _ in range(6))
+    text = " ".join([TEXTS[0]] * 6)
     found = only(explainer(classifier, nodes=400).explain([text])[0])
     encoding = classifier.encode(text, max_tokens=40, overlap=6, max_windows=None)
     assert found.n_windows == len(encoding.windows) == 3
@@ -262,6 +262,22 @@ def test_a_word_cut_by_a_windows_edge_is_one_word(shelf: Shelf) -> None:
     difference = found.target_score - found.baseline_score
     assert word_scores(found).sum() == pytest.approx(difference, abs=2e-3)
     assert found.n_tokens == len(encoding.offsets)
+
+
+def test_one_window_that_did_not_converge_is_told(shelf: Shelf) -> None:
+    original = find_method("integrated_gradients")
+
+    def function(evaluate: Evaluate, inputs: Inputs, **options: Any) -> Attribution:
+        attribution = original.function(evaluate, inputs, **options)
+        return dataclasses.replace(attribution, converged=inputs.mask.sum(1) < inputs.mask.shape[1])
+
+    method = dataclasses.replace(original, function=function)
+    text = " ".join([TEXTS[0]] * 4)
+    found = explainer(shelf.classifier("bert"), method=method, budget_tokens=5000).explain([text, "phone"])
+    assert only(found[0]).n_windows == 2
+    assert not only(found[0]).converged
+    assert only(found[1]).converged
+    assert only(explainer(shelf.classifier("bert")).explain([text])[0]).converged
 
 
 def test_words_that_no_window_held_are_not_listed(shelf: Shelf) -> None:

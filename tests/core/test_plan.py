@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import re
 import typing
@@ -111,7 +112,8 @@ def test_every_problem_says_all_its_parts(text: str):
             found = problems(text, **{path: value})
             problem = found[path.replace("__", ".")]
             assert all(part and not part.endswith(".") for part in (problem.rule, problem.consequence, problem.remedy))
-            assert problem.remedy[0].isupper() and problem.consequence[0].isupper()
+            assert problem.remedy[0].isupper()
+            assert problem.consequence[0].isupper()
 
 
 @pytest.mark.parametrize(
@@ -245,13 +247,14 @@ def test_white_space_may_separate_labels():
 @pytest.mark.parametrize("path", ["keywords__evidence", "text__merge", "execution__device", "corpus__format", "preset"])
 def test_choices_are_listed(path: str):
     problem = problems(READY, **{path: "nothing like it"})[path.replace("__", ".")]
-    assert problem.remedy.startswith("Write one of: ") and problem.remedy.count(",") >= 1
+    assert problem.remedy.startswith("Write one of: ")
+    assert problem.remedy.count(",") >= 1
 
 
 def test_null_sections_are_sections_without_keys():
-    assert Plan.parse(READY + "keywords:\ntext:\nmethod:\nlimits:\nexecution:\nmlflow:\ntraining:\n", find_method) == parse(
-        READY
-    )
+    assert Plan.parse(
+        READY + "keywords:\ntext:\nmethod:\nlimits:\nexecution:\nmlflow:\ntraining:\n", find_method
+    ) == parse(READY)
     assert parse(READY, method={"options": None}) == parse(READY)
     assert set(problems_of("name:\ncorpus:\nmodels:\nsink:\n")) == {"name", "corpus", "models", "sink"}
 
@@ -259,7 +262,8 @@ def test_null_sections_are_sections_without_keys():
 def test_problems_of_values_that_would_fill_the_memory_stay_short():
     """Written out, this alias bomb has 10 to the power of 9 members."""
     bomb = "a: &a [x]\n" + "".join(
-        f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+        f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"
+        for before, name in zip("abcdefgh", "bcdefghi", strict=True)
     )
     text = f"{bomb}name: *i\nmodels: {{train: *i, uris: *i}}\npreset: *i\nmethod: {{options: {{nodes: [*i]}}}}"
     with pytest.raises(PlanError) as raised:
@@ -272,7 +276,10 @@ def test_problems_of_values_that_would_fill_the_memory_stay_short():
 
 
 def test_exponents_without_a_dot_are_numbers():
-    assert Plan.parse(FINE_TUNED.replace("models: {", "models: {learning_rate: 5e-5, "), find_method).models.learning_rate == 5e-5
+    assert (
+        Plan.parse(FINE_TUNED.replace("models: {", "models: {learning_rate: 5e-5, "), find_method).models.learning_rate
+        == 5e-5
+    )
 
 
 @pytest.mark.parametrize("labels", ["[yes, no]", "[on, business]", "[2024-01-01]", "[1, 2]", "[null]", "[NA, ~]", "no"])
@@ -312,7 +319,8 @@ def test_unquoted_date_as_name():
 )
 def test_what_is_no_mapping_is_one_problem(text: str, says: str):
     (problem,) = problems_of(text).values()
-    assert problem.field == "plan" and says in problem.rule
+    assert problem.field == "plan"
+    assert says in problem.rule
 
 
 def test_files_that_cannot_be_read(tmp_path: Path):
@@ -322,7 +330,8 @@ def test_files_that_cannot_be_read(tmp_path: Path):
         with pytest.raises(PlanError) as raised:
             Plan.load(path, find_method)
         (problem,) = raised.value.problems
-        assert problem.field == "plan" and problem.value == str(path)
+        assert problem.field == "plan"
+        assert problem.value == str(path)
 
 
 def test_byte_order_mark_is_no_key(tmp_path: Path):
@@ -339,14 +348,19 @@ VALUES = st.recursive(
 )
 
 
+def parse_or_refuse(text: str) -> Plan | None:
+    """The plan, or None where it has problems; every other error fails the test."""
+    try:
+        return Plan.parse(text, find_method, folder=Path("/tmp"))
+    except PlanError as error:
+        return None if error.problems and str(error) else pytest.fail("an error without a problem")
+
+
 @settings(max_examples=300, deadline=None)
 @given(TEXTS, TEXTS)
 def test_no_text_raises_anything_but_a_plan_error(before: str, after: str):
     for text in (before, READY + before, before + READY, READY[: len(before)] + after + READY[len(before) :]):
-        try:
-            Plan.parse(text, find_method, folder=Path("/tmp"))
-        except PlanError as error:
-            assert error.problems and str(error)
+        parse_or_refuse(text)
 
 
 @settings(max_examples=300, deadline=None)
@@ -359,14 +373,10 @@ def test_no_value_raises_anything_but_a_plan_error(data: st.DataObject):
     for section in sections[: data.draw(st.integers(0, len(sections)))]:
         inner = inner.setdefault(section, {})
     inner[data.draw(st.just(last) | st.text(max_size=10))] = data.draw(VALUES)
-    try:
-        text = yaml.safe_dump(document, allow_unicode=True)
-        plan = Plan.parse(text, find_method, folder=Path("/tmp"))
-    except PlanError as error:
-        assert error.problems and str(error)
-    else:
-        assert Plan.parse(plan.to_yaml(), find_method) == plan
-        assert plans.run_id(plan, find_method, ["0"]) == plans.run_id(copy.deepcopy(plan), find_method, ["0"])
+    plan = parse_or_refuse(yaml.safe_dump(document, allow_unicode=True))
+    if plan is not None:
+        assert parse_or_refuse(plan.to_yaml()) == plan
+        assert keys(copy.deepcopy(plan)) == keys(plan)
 
 
 # --- rules across keys ------------------------------------------------------------------------------------------
@@ -386,7 +396,7 @@ def test_no_value_raises_anything_but_a_plan_error(data: st.DataObject):
         (READY, {"corpus__columns": {"split": "seen"}}, "models.corpus"),
         (READY, {"keywords__evidence": "true_positives"}, "keywords.evidence"),
         (READY, {"models__multi_label": True, "keywords__probability": 0.4}, "keywords.probability"),
-        (READY, {"sink__schema": "a.b"}, "sink"),
+        (READY, {"sink__schema": "a.b", "mlflow__enabled": False}, "sink"),
         (READY, {"sink": {"schema": "a.b"}}, "mlflow.tracking_uri"),
         (READY, {"sink": {"schema": "a b"}, "mlflow__enabled": False}, "sink.schema"),
         (READY, {"name": "a/b"}, "name"),
@@ -551,10 +561,17 @@ def test_written_plan_is_the_plan(plan: Plan):
     ],
 )
 def test_credentials_are_not_written(uri: str, shown: str):
-    written = parse(READY, mlflow__tracking_uri=uri, models__uris=[uri], corpus={"path": uri, "format": "csv"}).to_yaml()
-    assert "secret" not in written and "ss'word" not in written
+    written = parse(
+        READY, mlflow__tracking_uri=uri, models__uris=[uri], corpus={"path": uri, "format": "csv"}
+    ).to_yaml()
+    assert "secret" not in written
+    assert "ss'word" not in written
     document = yaml.safe_load(written)
-    assert (document["mlflow"]["tracking_uri"], document["models"]["uris"], document["corpus"]["path"]) == (shown, [shown], shown)
+    assert (document["mlflow"]["tracking_uri"], document["models"]["uris"], document["corpus"]["path"]) == (
+        shown,
+        [shown],
+        shown,
+    )
 
 
 def make_template_files(folder: Path) -> Path:
@@ -606,7 +623,9 @@ def leaves(cls: Any = Plan, path: str = "") -> list[tuple[str, dataclasses.Field
     found: list[tuple[str, dataclasses.Field[Any]]] = []
     hints = typing.get_type_hints(cls)
     for one in dataclasses.fields(cls):
-        inner = [part for part in (hints[one.name], *typing.get_args(hints[one.name])) if dataclasses.is_dataclass(part)]
+        inner = [
+            part for part in (hints[one.name], *typing.get_args(hints[one.name])) if dataclasses.is_dataclass(part)
+        ]
         found += leaves(inner[0], f"{path}{one.name}__") if inner else [(f"{path}{one.name}", one)]
     return found
 
@@ -662,7 +681,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("models__base", "models:/other/1", set()),  # its digest counts
     ("models__splits", 7, {"run"}),
     ("models__seed", 2, RECIPE),
-    ("models__test_share", 0.5, RECIPE),
+    ("models__test_share", 0.5, {"model", "keyword", "run"}),
     ("models__multi_label", True, RECIPE),
     ("models__train", "head", RECIPE),
     ("models__epochs", 4, RECIPE),
@@ -766,5 +785,5 @@ def test_keys_change_with_what_is_no_part_of_the_plan():
 
 def test_digest_is_stable_and_tells_types_apart():
     assert plans.digest("corpus", {"b": 1, "a": [None, "ö"]}) == plans.digest("corpus", {"a": (None, "ö"), "b": 1})
-    assert plans.digest("corpus", "ö") == "a7bb3f6b7d02e8ff1c9a"
+    assert plans.digest("corpus", "ö") == hashlib.sha256('["corpus","ö"]'.encode()).hexdigest()[:20]
     assert len({plans.digest(*parts) for parts in [("1",), (1,), (None,), ("",), (), ("1", ""), (["1"],)]}) == 7
