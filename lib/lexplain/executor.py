@@ -22,13 +22,15 @@ from lexplain.words import segment
 
 if TYPE_CHECKING:
     from lexplain.classifier import Classifier
-    from lexplain.engine import Explainer, Explanation, Outcome
+    from lexplain.engine import Explanation, Outcome
 
 # Documents that are explained together: enough to sort by length and fill passes, few enough to stay in memory.
 LOOK_AHEAD_DOCUMENTS = 256
 
 WORD = pa.struct([("word", pa.string()), ("start", pa.int32()), ("end", pa.int32()), ("score", pa.float64())])
-SPAN = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("words", pa.list_(pa.string())), ("score", pa.float64())])
+SPAN = pa.struct(
+    [("start", pa.int32()), ("end", pa.int32()), ("words", pa.list_(pa.string())), ("score", pa.float64())]
+)
 EXPLANATIONS = pa.schema(
     [
         ("explain_key", pa.string()),
@@ -104,9 +106,11 @@ class ModelCache:
 
     Attributes:
         loads: How many loads there were; one a digest and device as long as the capacity suffices.
+        budgets: Tokens x points that a pass was found to have memory for, by (digest, device), where memory ran out.
     """
 
     def __init__(self) -> None:
+        self.budgets: dict[tuple[str, str], int] = {}
         self._held: OrderedDict[tuple[str, str], Classifier] = OrderedDict()
         self.loads = 0
 
@@ -143,17 +147,20 @@ def choose_device(
     Raises:
         DeviceError: A GPU was asked for or assigned, and there is none. Never silently the CPU.
     """
-    if requested == "cpu" and not addresses:
+    if requested == "cpu":
         return "cpu"
-    if addresses and not addresses[0].isdigit() and "torch" not in sys.modules:
-        # A UUID (MIG) can only be chosen by the environment, and only before torch is imported.
-        os.environ["CUDA_VISIBLE_DEVICES"] = addresses[0]
-        addresses = ["0"]
+    if addresses and not addresses[0].isdecimal():
+        # A UUID (MIG) can only be chosen by the environment, and only before torch is imported; a worker that
+        # Spark uses again finds its own choice there.
+        if "torch" not in sys.modules:
+            os.environ["CUDA_VISIBLE_DEVICES"] = addresses[0]
+        if os.environ.get("CUDA_VISIBLE_DEVICES") == addresses[0]:
+            addresses = ["0"]
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if addresses:
-        number = int(addresses[0]) if addresses[0].isdigit() else -1
+        number = int(addresses[0]) if addresses[0].isdecimal() else -1
         if not 0 <= number < count:
             raise DeviceError(
                 f"the task's GPU address {addresses[0]!r} is none of the {count} GPUs that torch sees here. The models "
@@ -183,7 +190,9 @@ def decode_document(data: bytes | str | None, max_characters: int) -> str:
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise DocumentError("invalid_utf8", f"byte {error.start} of {len(data)} starts no UTF-8 character") from error
+            raise DocumentError(
+                "invalid_utf8", f"byte {error.start} of {len(data)} starts no UTF-8 character"
+            ) from error
     else:
         text = data
     if not text.strip():
@@ -207,11 +216,11 @@ def explain_texts(
             outcomes.append(None)
         except DocumentError as error:
             outcomes.append(Rejection(error.reason, error.message))
-    explained = iter(_open_explainer(task, model, device).explain(readable) if readable else [])
+    explained = iter(_explain(readable, task, model, device) if readable else [])
     return [next(explained) if outcome is None else outcome for outcome in outcomes]
 
 
-def _open_explainer(task: ExplainTask, model: ModelTask, device: str) -> Explainer:
+def _explain(texts: Sequence[str], task: ExplainTask, model: ModelTask, device: str) -> list[Outcome]:
     import torch
 
     from lexplain.engine import Explainer
@@ -220,7 +229,8 @@ def _open_explainer(task: ExplainTask, model: ModelTask, device: str) -> Explain
     _quieten_libraries()
     torch.set_num_threads(task.threads)
     classifier = MODELS.load(model, device, capacity=task.models_in_memory, allow_pickle=task.allow_pickle)
-    return Explainer(
+    budget_tokens = min(task.budget_tokens, MODELS.budgets.get((model.digest, device), task.budget_tokens))
+    explainer = Explainer(
         classifier,
         find_method(task.method),
         task.options,
@@ -228,13 +238,15 @@ def _open_explainer(task: ExplainTask, model: ModelTask, device: str) -> Explain
         overlap=task.overlap,
         max_windows=task.max_windows,
         merge=task.merge,
-        budget_tokens=task.budget_tokens,
+        budget_tokens=budget_tokens,
     )
+    outcomes = explainer.explain(texts)
+    if explainer.budget_tokens < budget_tokens:
+        MODELS.budgets[model.digest, device] = explainer.budget_tokens
+    return outcomes
 
 
-def explain_batches(
-    batches: Iterator[pa.RecordBatch], task: ExplainTask, device: str
-) -> Iterator[pa.RecordBatch]:
+def explain_batches(batches: Iterator[pa.RecordBatch], task: ExplainTask, device: str) -> Iterator[pa.RecordBatch]:
     """Explain documents with each model that must: the attribution stage's task.
 
     Args:

@@ -221,7 +221,7 @@ class _Documents:
 
     def batch(self, rows: NDArray[np.int64], device: torch.device) -> dict[str, Tensor]:
         """Pad the rows' ids on the right: position ids of the RoBERTa family count from the left."""
-        sequences = [torch.tensor(self.ids[row]) for row in rows]
+        sequences = [torch.tensor(self.ids[row], dtype=torch.long) for row in rows]
         ids = nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=self.pad_id)
         lengths = torch.tensor([len(sequence) for sequence in sequences])
         mask = torch.arange(ids.shape[1]) < lengths[:, None]  # (B, S)

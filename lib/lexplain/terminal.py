@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -24,35 +24,51 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
+
+
+# Both spell words, in Persian as in Hindi; every other unseen character is kept from the terminal.
+_JOINERS = "\u200c\u200d"
 
 
 @contextmanager
 def divert_chatter(log_file: Path) -> Iterator[Console]:
     """Send all output of this process, its JVM and its workers to a file; yield a console for the person.
 
-    Works on file descriptors, so that what the JVM and native libraries print is diverted too.
+    Works on file descriptors, so that what the JVM and native libraries print is diverted too. Everything is as
+    before when the block is left.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    kept = os.dup(1), os.dup(2)
+    stream = os.fdopen(os.dup(kept[0]), "w", encoding="utf-8", errors="replace")
+    handler = logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    root = logging.getLogger()
+    level = root.level
+    with log_file.open("ab") as log:
+        _point_output_at(log.fileno(), log.fileno())
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    try:
+        yield Console(file=stream, highlight=False, emoji=False, soft_wrap=not stream.isatty())
+    finally:
+        logging.captureWarnings(False)
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()
+        with suppress(BrokenPipeError):  # the reader of a pipe may have gone
+            stream.close()
+        _point_output_at(*kept)
+        for descriptor in kept:
+            os.close(descriptor)
+
+
+def _point_output_at(out: int, err: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    kept_out, kept_err = os.dup(1), os.dup(2)
-    with log_file.open("ab") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    logging.captureWarnings(True)
-    logging.basicConfig(filename=log_file, level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    stream = os.fdopen(os.dup(kept_out), "w", encoding="utf-8", errors="replace")
-    try:
-        yield Console(file=stream, highlight=False, soft_wrap=not stream.isatty())
-    finally:
-        stream.flush()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(kept_out, 1)
-        os.dup2(kept_err, 2)
-        os.close(kept_out)
-        os.close(kept_err)
-        stream.close()
+    os.dup2(out, 1)
+    os.dup2(err, 2)
 
 
 class StageProgress:
@@ -68,6 +84,7 @@ class StageProgress:
 
     def start(self, stage: str, total: int, unit: str, done: int = 0) -> None:
         """A stage begins; `done` of `total` units are there already."""
+        self.close()
         self._stage, self._unit, self._total, self._done, self._before = stage, unit, total, done, done
         self._started = time.monotonic()
         if self._console.is_terminal:
@@ -92,8 +109,12 @@ class StageProgress:
         self.close()
         seconds = time.monotonic() - self._started
         made = self._done - self._before
-        rate = f", {made / seconds:.1f} {self._unit}/s" if made > 1 and self._unit == "documents" else ""
-        self._console.print(f"[green]✓[/green] {self._stage:<14} {escape(summary)} [dim]({format_seconds(seconds)}{rate})[/dim]")
+        rate = (
+            f", {made / seconds:.1f} {self._unit}/s" if made > 1 and seconds > 0 and self._unit == "documents" else ""
+        )
+        self._console.print(
+            f"[green]✓[/green] {self._stage:<14} {escape(_clean(summary))} [dim]({format_seconds(seconds)}{rate})[/dim]"
+        )
 
     def close(self) -> None:
         """Take the bar away, whatever happened."""
@@ -123,7 +144,8 @@ def format_seconds(seconds: float) -> str:
 def print_error(console: Console, error: BaseException, log_file: Path) -> None:
     """Say what went wrong; where it went wrong is in the log."""
     logging.getLogger("lexplain").error("".join(traceback.format_exception(error)))
-    console.print(f"[red]✗[/red] {escape(_summarise(error))}")
+    said = "\n".join(_clean(line) for line in _summarise(error).splitlines())
+    console.print(f"[red]✗[/red] {escape(said)}")
     console.print(f"[dim]details: {escape(str(log_file))}[/dim]")
 
 
@@ -141,13 +163,14 @@ def print_rows(console: Console, columns: Sequence[str], rows: Iterable[Sequence
     """Print rows as an aligned table in a terminal, and as tab-separated lines elsewhere."""
     if not console.is_terminal:
         for row in [columns, *rows]:
-            console.print("\t".join(format_cell(cell) for cell in row), markup=False, soft_wrap=True)
+            # not console.print, which turns tabs into spaces
+            console.file.write("\t".join(format_cell(cell) for cell in row) + "\n")
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(escape(column))
+        table.add_column(Text(format_cell(column)))
     for row in rows:
-        table.add_row(*[escape(format_cell(cell)) for cell in row])
+        table.add_row(*[Text(format_cell(cell)) for cell in row])
     console.print(table)
 
 
@@ -156,7 +179,11 @@ def format_cell(cell: object) -> str:
     if cell is None:
         return "null"
     text = f"{cell:.4g}" if isinstance(cell, float) else str(cell)
-    return "".join(character if character.isprintable() else " " for character in text)
+    return _clean(text)
+
+
+def _clean(text: str) -> str:
+    return "".join(character if character.isprintable() or character in _JOINERS else " " for character in text)
 
 
 def print_keywords(console: Console, rows: Sequence[dict[str, object]], *, n_splits: int, top: int = 10) -> None:
@@ -164,15 +191,16 @@ def print_keywords(console: Console, rows: Sequence[dict[str, object]], *, n_spl
     labels = sorted({str(row["label"]) for row in rows})
     for label in labels:
         mine = [row for row in rows if row["label"] == label]
-        table = Table(title=f"{label}  ({len(mine)} keywords)", box=None, header_style="bold", title_justify="left",
-                      title_style="bold cyan", pad_edge=False)  # fmt: skip
+        title = Text(f"{format_cell(label)}  ({len(mine)} keywords)")
+        table = Table(title=title, box=None, header_style="bold", title_justify="left", title_style="bold cyan",
+                      pad_edge=False)  # fmt: skip
         for name, side in (("word", "left"), ("mean score", "right"), ("95 % interval", "right"),
                            ("selected", "right"), ("documents", "right")):  # fmt: skip
             table.add_column(name, justify=side, min_width=14 if name == "word" else 9)  # type: ignore[arg-type]
         for row in mine[:top]:
             interval = "" if row["ci_low"] is None else f"{row['ci_low']:.3f} .. {row['ci_high']:.3f}"
             share = round(float(str(row["selection_frequency"])) * n_splits)
-            table.add_row(escape(format_cell(row["word"])), f"{row['score_mean']:.3f}", interval,
+            table.add_row(Text(format_cell(row["word"])), f"{row['score_mean']:.3f}", interval,
                           f"{share} of {n_splits}", str(row["document_frequency"]))  # fmt: skip
         console.print(table)
         console.print()
