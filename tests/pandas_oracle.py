@@ -48,7 +48,11 @@ def take_occurrences(explanations: pd.DataFrame, rules: Rules) -> pd.DataFrame:
     if rules.published_words:
         flat["word"] = flat.word.str.replace(r"[^\w\s]", "", regex=True)
         flat = flat[(flat.word != "") & ~(flat.score > 1)]
-    best = flat.sort_values("score", ascending=False, kind="stable").groupby(["split", "doc_id", "label"]).head(rules.top_n)
+    best = (
+        flat.sort_values("score", ascending=False, kind="stable")
+        .groupby(["split", "doc_id", "label"])
+        .head(rules.top_n)
+    )
     return best.assign(doc_group=best.text_digest.map(lambda digest: int(digest[-8:], 16) % 20))
 
 
@@ -102,9 +106,7 @@ def _vectorized_documents(staged: pd.DataFrame) -> list[tuple[set[str], set[str]
     return [(labels, set(names[counts[number].indices])) for number, (labels, _) in enumerate(rows)]
 
 
-def make_keywords(
-    explanations: pd.DataFrame, staged: pd.DataFrame | None, n_splits: int, rules: Rules
-) -> pd.DataFrame:
+def make_keywords(explanations: pd.DataFrame, staged: pd.DataFrame | None, n_splits: int, rules: Rules) -> pd.DataFrame:
     """Return the keyword table, a row a (label, word), with the columns of lexplain's `keywords`."""
     occurrences = take_occurrences(explanations, rules)
     rows = [

@@ -6,6 +6,7 @@ a DataFrame or a model.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,18 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from lexplain.corpus import Staged
-from lexplain.errors import AccountingError, LimitError, ModelError
-from lexplain.executor import ExplainTask, ModelTask, choose_device, explain_batches, explain_texts, word_rows
-from lexplain.model_store import fetch_model
-from lexplain.plan import FindMethod, Plan, digest
+from lexplain.errors import AccountingError, ExplainError, LimitError, ModelError
+from lexplain.executor import (
+    ExplainTask,
+    ModelTask,
+    choose_device,
+    explain_batches,
+    explain_texts,
+    open_explainer,
+    word_rows,
+)
+from lexplain.keys import digest
+from lexplain.plan import FindMethod, Plan
 from lexplain.session import count_slots, is_local
 from lexplain.splits import Split
 from lexplain.tables import TABLES, Tables, quote_list, quote_text
@@ -78,9 +87,11 @@ class ExplainedModel:
         return f"NOT coalesce(array_contains(seen_by, {self.split}), FALSE)"
 
 
-def make_task(plan: Plan, find_method: FindMethod, models: Sequence[ModelTask], *, slots: int, cores: int) -> ExplainTask:
+def make_task(spark: SparkSession, plan: Plan, find_method: FindMethod, models: Sequence[ModelTask]) -> ExplainTask:
     """Return what a worker is told: everything of the plan that bears on explaining, as plain values."""
     method = find_method(plan.method.id)
+    slots = count_slots(spark)
+    cores = (os.cpu_count() or 1) if is_local(spark) else slots
     return ExplainTask(
         models=tuple(models),
         method=method.id,
@@ -122,13 +133,12 @@ def attribute(
     started = time.monotonic()
     progress.start("attribute", owed["planned"], "documents", owed["planned"] - sum(row["n_documents"] for row in pending))
     if pending:
-        _check_reach(tables.spark, models)
-    slots = count_slots(tables.spark)
+        _check_models(tables.spark, plan, find_method, models)
     for wave in _waves(models, plan.execution.models_in_memory):
         for (increment, bucket), rows in _chunks(pending, wave):
             keys = {row["explain_key"] for row in rows}
             chunk = _read_chunk(tables, plan, [m for m in wave if m.explain_key in keys], corpus, training, increment, bucket)
-            _explain_chunk(tables, plan, find_method, chunk, slots)
+            _explain_chunk(tables, plan, find_method, chunk)
             progress.advance(sum(row["n_documents"] for row in rows))
             _check_limits(tables, plan, models, corpus, (time.monotonic() - started) / 3600)
     seconds = time.monotonic() - started
@@ -282,16 +292,16 @@ def _read_chunk(
     return _Chunk(models, documents.where("size(splits) > 0"), int(count), app_id)
 
 
-def _explain_chunk(tables: Tables, plan: Plan, find_method: FindMethod, chunk: _Chunk, slots: int) -> None:
-    import os
-
-    tasks = [ModelTask(model.split, model.explain_key, model.folder, model.digest) for model in chunk.models]
-    local = is_local(tables.spark)
-    task = make_task(plan, find_method, tasks, slots=slots, cores=(os.cpu_count() or 1) if local else slots)
+def _explain_chunk(tables: Tables, plan: Plan, find_method: FindMethod, chunk: _Chunk) -> None:
+    task = make_task(tables.spark, plan, find_method, _as_tasks(chunk.models))
     parts = max(1, ceil(chunk.n_documents / _TASK_DOCUMENTS))
     ordered = chunk.documents.repartition(parts, "text_digest").sortWithinPartitions("text_digest", "doc_id")
-    explained = ordered.mapInArrow(_explaining(task, plan.execution.device, local), TABLES["explanations"].schema)
-    tables.append(explained, "explanations", app_id=chunk.app_id)
+    explaining = _explaining(task, plan.execution.device, is_local(tables.spark))
+    tables.append(ordered.mapInArrow(explaining, TABLES["explanations"].schema), "explanations", app_id=chunk.app_id)
+
+
+def _as_tasks(models: Sequence[ExplainedModel]) -> list[ModelTask]:
+    return [ModelTask(model.split, model.explain_key, model.folder, model.digest) for model in models]
 
 
 def _explaining(
@@ -316,31 +326,34 @@ def task_device(requested: Literal["auto", "cpu", "gpu"], local: bool) -> str:
     return choose_device(requested, addresses, local_partition=partition)
 
 
-def _check_reach(spark: SparkSession, models: Sequence[ExplainedModel]) -> None:
-    """Let executors fetch every model once; a model that they cannot read stops the job before the first task.
+def _check_models(spark: SparkSession, plan: Plan, find_method: FindMethod, models: Sequence[ExplainedModel]) -> None:
+    """Let executors load every model once; a bad or unreachable one stops the job before the first task.
 
     Raises:
         ModelError: With the executor's own words.
     """
-    places = [(model.folder, model.digest) for model in models]
+    local = is_local(spark)
+    task = make_task(spark, plan, find_method, _as_tasks(models))
+    requested = plan.execution.device
 
-    def reach(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def check(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
         for _ in batches:
             pass
+        device = task_device(requested, local)
         said = []
-        for folder, model_digest in places:
+        for model in task.models:
             try:
-                fetch_model(folder, model_digest)
-            except Exception as error:
-                said.append(f"{type(error).__name__}: {error}")
+                open_explainer(task, model, device)
+            except ExplainError as error:
+                said.append(str(error))
         yield pa.RecordBatch.from_pydict({"said": pa.array(said, pa.string())})
 
-    slots = 1 if is_local(spark) else count_slots(spark)
-    said = spark.range(slots, numPartitions=slots).mapInArrow(reach, "said STRING").distinct().limit(1).collect()
+    places = 1 if local else count_slots(spark)
+    said = spark.range(places, numPartitions=places).mapInArrow(check, "said STRING").distinct().orderBy("said").collect()
     if said:
-        raise ModelError(said[0]["said"])
+        raise ModelError("\n".join(row["said"] for row in said))
 
 
 def _check_limits(
@@ -383,26 +396,22 @@ def register_explain(
         model: Which model explains.
         name: Name of the function.
     """
-    import os
-
-    from pyspark.sql.pandas.functions import PandasUDFType, pandas_udf
+    import pandas as pd
+    from pyspark.sql.pandas.functions import pandas_udf
 
     local = is_local(spark)
-    slots = count_slots(spark)
-    task = make_task(plan, find_method, [model], slots=slots, cores=(os.cpu_count() or 1) if local else slots)
+    task = make_task(spark, plan, find_method, [model])
     requested = plan.execution.device
 
     def explain(batches: Iterator[pd.Series[Any]]) -> Iterator[pd.DataFrame]:
-        import pandas as pd
-
         device = task_device(requested, local)
         for texts in batches:
             outcomes = explain_texts(list(texts), task, model, device)
             yield pd.DataFrame([_outcome_row(outcome) for outcome in outcomes])
 
-    # A struct column comes as a DataFrame, which pyspark's own stubs do not know.
-    function = pandas_udf(cast(Any, explain), EXPLAIN_TYPE, PandasUDFType.SCALAR_ITER)
-    spark.udf.register(name, function)
+    # Spark tells the kind of UDF by its type hints, and cannot read postponed ones.
+    explain.__annotations__ = {"batches": Iterator[pd.Series], "return": Iterator[pd.DataFrame]}
+    spark.udf.register(name, cast(Any, pandas_udf)(explain, EXPLAIN_TYPE))
 
 
 def _outcome_row(outcome: Any) -> dict[str, Any]:

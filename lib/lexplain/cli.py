@@ -104,7 +104,7 @@ def run_stages(path: Path, command: str, stages: Callable[[Run], str | None]) ->
     try:
         plan = load_plan(path)
     except PlanError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(escape(str(error)))
+        Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), markup=False, emoji=False)
         raise typer.Exit(BAD_PLAN) from None
     sink = None if plan.sink.path is None else Path(plan.sink.path)
     with _terminal(command, sink) as terminal:
@@ -215,7 +215,7 @@ def demo_command(
     try:
         plan = write_demo(folder)
     except ExplainError as error:
-        Console(stderr=True).print(escape(str(error)))
+        Console(stderr=True).print(str(error), markup=False, emoji=False)
         raise typer.Exit(FAILED) from None
     run_stages(plan, "demo", _run)
 
@@ -290,7 +290,7 @@ def fetch_jars_command() -> None:
     try:
         console.print(f"Delta JARs: {escape(str(fetch_jars()))}")
     except ExplainError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(escape(str(error)))
+        Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), markup=False, emoji=False)
         raise typer.Exit(FAILED) from None
 
 
@@ -309,7 +309,7 @@ def plan_check_command(plan: PlanPath) -> None:
     try:
         checked = load_plan(plan)
     except PlanError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(escape(str(error)))
+        Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), markup=False, emoji=False)
         raise typer.Exit(BAD_PLAN) from None
     Console(highlight=False).print(f"{escape(checked.name)}: no problem found")
 
@@ -320,7 +320,7 @@ def plan_show_command(plan: PlanPath) -> None:
     try:
         sys.stdout.write(load_plan(plan).to_yaml())
     except PlanError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(escape(str(error)))
+        Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), markup=False, emoji=False)
         raise typer.Exit(BAD_PLAN) from None
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from lexplain.errors import CorpusError
 from lexplain.executor import add_word_keys
-from lexplain.plan import Source, corpus_key, digest
+from lexplain.keys import corpus_key, digest
+from lexplain.plan import Source
 from lexplain.tables import TABLES, Tables, quote_identifier, quote_text
 
 if TYPE_CHECKING:

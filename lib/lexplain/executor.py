@@ -22,10 +22,13 @@ from lexplain.words import segment
 
 if TYPE_CHECKING:
     from lexplain.classifier import Classifier
-    from lexplain.engine import Explanation, Outcome
+    from lexplain.engine import Explainer, Explanation, Outcome
 
 # Documents that are explained together: enough to sort by length and fill passes, few enough to stay in memory.
 LOOK_AHEAD_DOCUMENTS = 256
+
+# What a pass holds where the plan does not say: a CPU's caches are full early, a GPU idles on small passes.
+_BUDGET_TOKENS = {"cpu": 2048, "cuda": 32_768}
 
 WORD = pa.struct([("word", pa.string()), ("start", pa.int32()), ("end", pa.int32()), ("score", pa.float64())])
 SPAN = pa.struct(
@@ -95,7 +98,7 @@ class ExplainTask:
     max_windows: int | None
     max_characters: int
     merge: Literal["sum", "absmax"]
-    budget_tokens: int
+    budget_tokens: int | None
     threads: int
     models_in_memory: int
     allow_pickle: bool
@@ -220,7 +223,12 @@ def explain_texts(
     return [next(explained) if outcome is None else outcome for outcome in outcomes]
 
 
-def _explain(texts: Sequence[str], task: ExplainTask, model: ModelTask, device: str) -> list[Outcome]:
+def open_explainer(task: ExplainTask, model: ModelTask, device: str) -> Explainer:
+    """Return what explains with a model, loaded unless this process holds it.
+
+    Raises:
+        ModelError: The model cannot be fetched, loaded or explained as the task says.
+    """
     import torch
 
     from lexplain.engine import Explainer
@@ -228,20 +236,24 @@ def _explain(texts: Sequence[str], task: ExplainTask, model: ModelTask, device: 
 
     _quieten_libraries()
     torch.set_num_threads(task.threads)
-    classifier = MODELS.load(model, device, capacity=task.models_in_memory, allow_pickle=task.allow_pickle)
-    budget_tokens = min(task.budget_tokens, MODELS.budgets.get((model.digest, device), task.budget_tokens))
-    explainer = Explainer(
-        classifier,
+    budget_tokens = task.budget_tokens or _BUDGET_TOKENS[device.partition(":")[0]]
+    return Explainer(
+        MODELS.load(model, device, capacity=task.models_in_memory, allow_pickle=task.allow_pickle),
         find_method(task.method),
         task.options,
         max_tokens=task.max_tokens,
         overlap=task.overlap,
         max_windows=task.max_windows,
         merge=task.merge,
-        budget_tokens=budget_tokens,
+        budget_tokens=min(budget_tokens, MODELS.budgets.get((model.digest, device), budget_tokens)),
     )
+
+
+def _explain(texts: Sequence[str], task: ExplainTask, model: ModelTask, device: str) -> list[Outcome]:
+    explainer = open_explainer(task, model, device)
+    before = explainer.budget_tokens
     outcomes = explainer.explain(texts)
-    if explainer.budget_tokens < budget_tokens:
+    if explainer.budget_tokens < before:
         MODELS.budgets[model.digest, device] = explainer.budget_tokens
     return outcomes
 

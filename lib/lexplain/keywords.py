@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from lexplain.plan import corpus_key, digest, evidence_key
+from lexplain.keys import corpus_key, digest, evidence_key
 from lexplain.tables import SCORE, SCORE_SUM, quote_list, quote_text
 
 if TYPE_CHECKING:
@@ -33,12 +33,15 @@ _MIN_SPLITS = 3
 _DOC_GROUP = f"CAST(conv(right(text_digest, 8), 16, 10) AS BIGINT) % {JACKKNIFE_GROUPS}"
 
 # Python's `[^\w\s]` for Java: there \w and \s know ASCII only, so "köpa" would become "kpa".
-_NO_WORD_CHARACTER = r"[^\p{L}\p{N}_\s\x1c-\x1f\x85\p{Z}]"
+_WORD_OR_SPACE = r"\p{L}\p{N}_\s\x1c-\x1f\x85\p{Z}"
 
 # scikit-learn's default `\b\w\w+\b`, a maximal run of two or more word characters.
 _VECTORIZER_WORD = r"[\p{L}\p{N}_]{2,}"
 
 _LETTER = r"\p{L}"
+
+# A document whose tokens all score 0 has a norm of 0.
+_NORMALISED = "coalesce(try_divide({}, token_norm), 0D)"
 
 # One digit less than the sums have: a difference of DECIMAL(38,18) would lose its last decimal place.
 _DIFFERENCE = "DECIMAL(37,18)"
@@ -236,21 +239,20 @@ def _is_evidence(plan: Plan) -> str:
 
 
 def _published_word(word: str) -> str:
-    return f"regexp_replace({word}, {quote_text(_NO_WORD_CHARACTER)}, '')"
+    return f"regexp_replace({word}, {quote_text(f'[^{_WORD_OR_SPACE}]')}, '')"
 
 
 def _best_words(plan: Plan) -> str:
-    """Return the array of the occurrences (word, score) that count, from `words` and `token_norm`."""
-    # NaN is the largest double in Spark: without the upper bound it would pass for a score >= 0.
-    words = "filter(words, w -> w.score >= 0 AND w.score < double('Infinity'))"
-    score = "coalesce(try_divide(w.score, token_norm), 0D)"
+    """Return the array of the words (word, score) among the top N, best first, not yet divided by the norm."""
     if plan.keywords.word_rule == "unicode":
-        # The order of `words` is that of its scores: cut first, divide what is left.
+        # `words` is stored by descending score: what is below 0 can be left out after the cut, which is cheaper.
         return (
-            f"transform(slice({words}, 1, {plan.keywords.top_n}), w -> named_struct('word', w.word, 'score', {score}))"
+            f"transform(slice(words, 1, {plan.keywords.top_n:d}), w -> named_struct('word', w.word, 'score', w.score))"
         )
-    words = f"transform({words}, w -> named_struct('word', {_published_word('w.word')}, 'score', {score}))"
-    return f"slice(filter({words}, w -> w.word <> '' AND w.score <= 1), 1, {plan.keywords.top_n})"
+    counts = f"{_NORMALISED.format('w.score')} BETWEEN 0 AND 1 AND w.word RLIKE {quote_text(f'[{_WORD_OR_SPACE}]')}"
+    word = _published_word("w.word")
+    return f"""transform(slice(filter(words, w -> {counts}), 1, {plan.keywords.top_n:d}),
+        w -> named_struct('word', {word}, 'score', w.score))"""
 
 
 def _select_word_sums(
@@ -259,21 +261,22 @@ def _select_word_sums(
     """Return the rows of `word_sums` for the finished chunks, those without a word included."""
     keys = f"{quote_text(evidence_key(plan))} AS evidence_key, {quote_text(corpus_key(plan.corpus))} AS corpus_key"
     chunk = "explain_key, increment, bucket"
-    # Each row starts with an occurrence of no word, which counts the row itself as an evidence document.
+    # Position 0 holds no word: it counts the row itself as an evidence document. NaN is the largest double in
+    # Spark; without the upper bound it would pass for a score >= 0.
     return f"""
         WITH finished AS ({finished}), evidence AS (
-            SELECT {chunk}, split, label, {_DOC_GROUP} AS doc_group, {_best_words(plan)} AS best
+            SELECT {chunk}, split, label, CAST({_DOC_GROUP} AS INT) AS doc_group, token_norm, {_best_words(plan)} AS best
             FROM {tables.name("explanations")} VERSION AS OF {versions["explanations"]:d}
             LEFT SEMI JOIN finished USING ({chunk})
             WHERE {_scope(plan, explain_keys)} AND {_is_evidence(plan)}
         ), occurrences AS (
-            SELECT {chunk}, split, label, doc_group, inline(concat(
-                array(named_struct('word', CAST(NULL AS STRING), 'score', 0D, 'is_first', true)),
-                transform(best, (w, i) -> named_struct(
-                    'word', w.word, 'score', w.score, 'is_first', array_position(best.word, w.word) = i + 1))))
-            FROM evidence
+            SELECT {chunk}, split, label, doc_group, found.word, {_NORMALISED.format("found.score")} AS score,
+                coalesce(array_position(all_words, found.word) = position, true) AS is_first
+            FROM (SELECT *, best.word AS all_words FROM evidence) LATERAL VIEW posexplode(
+                concat(array(named_struct('word', CAST(NULL AS STRING), 'score', 0D)), best)) AS position, found
+            WHERE found.score >= 0 AND found.score < double('Infinity')
         )
-        SELECT {keys}, {chunk}, split, label, word, CAST(doc_group AS INT) AS doc_group,
+        SELECT {keys}, {chunk}, split, label, word, doc_group,
             count_if(is_first) AS n_documents, count(word) AS n_occurrences,
             CAST(sum(CAST(score AS {SCORE})) AS {SCORE_SUM}) AS score_sum,
             CAST(sum(CAST(score * score AS {SCORE})) AS {SCORE_SUM}) AS score_square_sum

@@ -15,8 +15,9 @@ from lexplain.attribution import ExplainedModel, Progress, attribute, count_docu
 from lexplain.corpus import Staged, list_labels, stage
 from lexplain.errors import LimitError
 from lexplain.executor import ModelTask
+from lexplain.keys import corpus_key, explain_key, keyword_key, run_id
 from lexplain.keywords import rank_keywords, sum_words
-from lexplain.plan import FindMethod, Plan, Sink, Source, corpus_key, explain_key, keyword_key, run_id
+from lexplain.plan import FindMethod, Plan, Sink, Source
 from lexplain.tables import TABLES, Tables, quote_list, quote_text
 from lexplain.training import find_models, fine_tune_splits, take_models
 
@@ -261,7 +262,7 @@ def open_tables(spark: SparkSession, sink: Sink, find_method: FindMethod) -> Tab
         plan = Plan.parse(runs[0]["plan"], find_method)
         rows = tables.read("models").where("split = 0").select("folder", "digest").collect()
         for row in rows:
-            if explain_key(plan, find_method, row["digest"]) == runs[0]["explain_keys"][0]:
+            if explain_key(plan, find_method, row["digest"], 0) == runs[0]["explain_keys"][0]:
                 register_explain(spark, plan, find_method, ModelTask(0, None, row["folder"], row["digest"]))
     return tables
 

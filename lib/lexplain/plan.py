@@ -1,8 +1,7 @@
 """The plan: what to explain, with which models and method, into where.
 
 A plan is a YAML file read into frozen dataclasses. Everything wrong with it is found in one pass, before
-Spark starts, and reported together (`PlanError`). The keys that name rows of the tables are made here too:
-each is a digest of exactly what changes that stage's numbers.
+Spark starts, and reported together (`PlanError`).
 """
 
 # ruff: noqa: RUF009 - setting() declares a field of a dataclass
@@ -11,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +23,6 @@ from lexplain.errors import MethodError, PlanError, Problem
 from lexplain.settings import (
     Reading,
     overlay,
-    plain,
     read_mapping,
     read_text,
     setting,
@@ -208,8 +204,8 @@ class Execution:
         "auto", says="auto: the task's GPU where Spark assigns one, else CPU"
     )
     threads: int | None = setting(None, low=1, says="torch threads a task; cores / tasks when left out")
-    budget_tokens: int = setting(
-        16_384, low=16, says="tokens x path points a pass of the model",
+    budget_tokens: int | None = setting(
+        None, low=16, says="tokens x path points a pass of the model; 2048 on a CPU, 32768 on a GPU when left out",
         silently="Not even one token would have fitted a pass",
     )  # fmt: skip
     chunk_documents: int = setting(2_000, low=1, says="documents a chunk: the unit that is committed and resumed")
@@ -317,83 +313,6 @@ class Plan:
         return write_yaml(self)
 
 
-# --- keys: each a digest of exactly what changes that stage's numbers -------------------------------------
-
-
-def digest(*parts: object) -> str:
-    """Return 20 hex digits (80 bits) of SHA-256 over the canonical JSON of `parts`."""
-    text = json.dumps([plain(part) for part in parts], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
-
-
-def corpus_key(source: Source) -> str:
-    """Key of a source: its origin, filter, sample and column mapping; no version, so that increments join."""
-    # A format that was only spelt out, or a header where there is none, changes no document.
-    header = source.header or source.kind not in ("csv", "tsv")
-    return digest("corpus", source.kind, dataclasses.replace(source, format=None, header=header))
-
-
-def model_key(plan: Plan, base_digest: str, split: int, training_snapshot: str) -> str:
-    """Key of one fine-tuned model, known before it is trained: a killed fine-tuning finds its own."""
-    assert plan.training is not None
-    # Longer texts than max_characters are left out of the training.
-    reading = (plan.text.max_tokens, plan.text.max_characters)
-    return digest("model", base_digest, _recipe(plan), split, reading, corpus_key(plan.training), training_snapshot)
-
-
-def explain_key(plan: Plan, find_method: FindMethod, model_digest: str) -> str:
-    """Key of one model's explanations; holds no input version and no threshold.
-
-    Every key of `text` is in it: windows and merging change scores, `max_characters` whether there are any.
-    """
-    return digest("explain", model_digest, *_method(plan, find_method), plan.text)
-
-
-def evidence_key(plan: Plan) -> str:
-    """Key of the word sums: everything that decides which scores are added up."""
-    rules = plan.keywords
-    return digest("evidence", plan.evidence, rules.probability, rules.top_n, rules.word_rule)
-
-
-def keyword_key(plan: Plan, explain_keys: Sequence[str], corpus_snapshot: str, labelled_snapshot: str | None) -> str:
-    """Key of one keyword table: explanations, evidence, thresholds and the snapshots it was made from."""
-    labelled = None if plan.labelled is None else corpus_key(plan.labelled)
-    test_share = None if plan.models.base is None else plan.models.test_share  # of the error between splits
-    made_from = (
-        sorted(explain_keys),
-        corpus_key(plan.corpus),
-        corpus_snapshot,
-        labelled,
-        labelled_snapshot,
-        test_share,
-    )
-    return digest("keywords", made_from, evidence_key(plan), _rules(plan))
-
-
-def run_id(plan: Plan, find_method: FindMethod, model_digests: Sequence[str]) -> str:
-    """Name of a run: the plan's name and what its keys are made of. Known before anything is trained."""
-    training = None if plan.training is None else corpus_key(plan.training)
-    models = (plan.models.corpus, None if plan.models.base is None else (plan.models.splits, _recipe(plan)))
-    made_from = (corpus_key(plan.corpus), training, models, model_digests)
-    return digest("run", plan.name, made_from, _method(plan, find_method), plan.text, _rules(plan))
-
-
-def _recipe(plan: Plan) -> dict[str, object]:
-    names = ("seed", "test_share", "multi_label", "train", "epochs", "learning_rate", "batch_size", "accumulate",
-             "patience")  # fmt: skip
-    return {name: getattr(plan.models, name) for name in names}
-
-
-def _method(plan: Plan, find_method: FindMethod) -> tuple[str, Mapping[str, object]]:
-    method = find_method(plan.method.id)
-    return method.id, method.complete_options(plan.method.options)
-
-
-def _rules(plan: Plan) -> Keywords:
-    """Return the keyword rules in the one form that equal rules have."""
-    return dataclasses.replace(plan.keywords, evidence=plan.evidence, labels=tuple(sorted(set(plan.keywords.labels))))
-
-
 # --- presets ------------------------------------------------------------------------------------------------
 
 _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -460,6 +379,10 @@ def _check_source(source: Source, where: str, sure: Sure) -> Iterator[Problem]:
                       "The corpus would have counted as unlabelled", f"Write {where}.columns.labels")  # fmt: skip
 
 
+_FINE_TUNING = ("splits", "seed", "test_share", "multi_label", "train", "epochs", "learning_rate", "batch_size", "accumulate",
+                "patience", "folder", "register_as")  # fmt: skip
+
+
 def _check_models(plan: Plan, sure: Sure) -> Iterator[Problem]:
     models, seen = plan.models, plan.corpus.columns.split
     if models.base is not None and plan.training is None:
@@ -476,6 +399,10 @@ def _check_models(plan: Plan, sure: Sure) -> Iterator[Problem]:
         yield Problem("models.corpus", models.corpus, "contradicts corpus.columns.split",
                       "Documents that a model was trained on would be explained as if held out",
                       "Leave one of them out")  # fmt: skip
+    tuned = [name for name in _FINE_TUNING if getattr(models, name) != getattr(Models(), name)] if models.uris else []
+    for name in tuned:
+        yield Problem(f"models.{name}", getattr(models, name), "goes with models.base only",
+                      "Ready models are not fine-tuned; the key would have been ignored", "Leave it out")  # fmt: skip
     if models.base is not None and models.corpus is not None:
         yield Problem("models.corpus", models.corpus, "goes with models.uris only",
                       "lexplain knows which documents it fine-tuned on; the key would have been ignored",

@@ -13,7 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,7 +24,6 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
-
 
 # Both spell words, in Persian as in Hindi; every other unseen character is kept from the terminal.
 _JOINERS = "\u200c\u200d"
@@ -112,9 +110,9 @@ class StageProgress:
         rate = (
             f", {made / seconds:.1f} {self._unit}/s" if made > 1 and seconds > 0 and self._unit == "documents" else ""
         )
-        self._console.print(
-            f"[green]✓[/green] {self._stage:<14} {escape(_clean(summary))} [dim]({format_seconds(seconds)}{rate})[/dim]"
-        )
+        took = f"({format_seconds(seconds)}{rate})"
+        # Text, not markup: rich's escape() loses a backslash before a bracket
+        self._console.print(Text.assemble(("✓", "green"), f" {self._stage:<14} {_clean(summary)} ", (took, "dim")))
 
     def close(self) -> None:
         """Take the bar away, whatever happened."""
@@ -145,8 +143,7 @@ def print_error(console: Console, error: BaseException, log_file: Path) -> None:
     """Say what went wrong; where it went wrong is in the log."""
     logging.getLogger("lexplain").error("".join(traceback.format_exception(error)))
     said = "\n".join(_clean(line) for line in _summarise(error).splitlines())
-    console.print(f"[red]✗[/red] {escape(said)}")
-    console.print(f"[dim]details: {escape(str(log_file))}[/dim]")
+    console.print(Text.assemble(("✗", "red"), f" {said}\n", (f"details: {_clean(str(log_file))}", "dim")))
 
 
 def _summarise(error: BaseException) -> str:

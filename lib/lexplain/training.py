@@ -17,8 +17,9 @@ from lexplain.attribution import ExplainedModel, Progress, task_device
 from lexplain.corpus import Staged, list_labels
 from lexplain.errors import CorpusError, ModelError
 from lexplain.executor import decode_document
+from lexplain.keys import digest, explain_key, model_key
 from lexplain.model_store import digest_folder, fetch_model
-from lexplain.plan import FindMethod, Plan, digest, explain_key, model_key
+from lexplain.plan import FindMethod, Plan
 from lexplain.session import count_slots, is_local
 from lexplain.splits import Split, draw_split
 from lexplain.tables import TABLES, Tables, quote_list, quote_text
@@ -79,7 +80,7 @@ def find_models(
     return [
         ExplainedModel(
             split=row["split"],
-            explain_key=explain_key(plan, find_method, row["digest"]),
+            explain_key=explain_key(plan, find_method, row["digest"], row["split"]),
             folder=row["folder"],
             digest=row["digest"],
             drawn=Split(row["seed"], row["split"], row["draw"], row["test_share"]),
@@ -287,7 +288,7 @@ def take_models(
             rows = tables.spark.createDataFrame([row], TABLES["models"].schema)
             tables.append(rows, "models", app_id=f"model/{key}")
         models.append(
-            ExplainedModel(split, explain_key(plan, find_method, location.digest), location.folder, location.digest, None)
+            ExplainedModel(split, explain_key(plan, find_method, location.digest, split), location.folder, location.digest, None)
         )
     return models
 

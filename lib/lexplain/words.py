@@ -40,6 +40,10 @@ _NOT_AT_EDGES = (
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])
 
 
+# Raised by every change of this module that moves a word's borders, key or score.
+WORD_RULES = "uax29.v1"
+
+
 @dataclass(frozen=True, slots=True)
 class Word:
     """One word of a text.

@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lexplain import plan as plans
+from lexplain import keys
 from lexplain.errors import PlanError, Problem
 from lexplain.methods import find_method
 from lexplain.plan import Plan, Source, write_template
@@ -188,7 +188,7 @@ BOUNDS = [
     ("keywords__top", [1, None], [0]),
     ("limits__device_hours", [1e-9, 10**6, None], [0, float("inf"), float("nan"), 10**400]),
     ("limits__rejected_share", [0, 1, None], [-0.1, 1.1]),
-    ("execution__budget_tokens", [16], [15]),
+    ("execution__budget_tokens", [16, None], [15]),
     ("execution__threads", [1, None], [0]),
 ]
 
@@ -376,7 +376,7 @@ def test_no_value_raises_anything_but_a_plan_error(data: st.DataObject):
     plan = parse_or_refuse(yaml.safe_dump(document, allow_unicode=True))
     if plan is not None:
         assert parse_or_refuse(plan.to_yaml()) == plan
-        assert keys(copy.deepcopy(plan)) == keys(plan)
+        assert all_keys(copy.deepcopy(plan)) == all_keys(plan)
 
 
 # --- rules across keys ------------------------------------------------------------------------------------------
@@ -395,7 +395,8 @@ def test_no_value_raises_anything_but_a_plan_error(data: st.DataObject):
         (READY, {"models__corpus": None}, "models.corpus"),
         (READY, {"corpus__columns": {"split": "seen"}}, "models.corpus"),
         (READY, {"keywords__evidence": "true_positives"}, "keywords.evidence"),
-        (READY, {"models__multi_label": True, "keywords__probability": 0.4}, "keywords.probability"),
+        (READY, {"models__splits": 7}, "models.splits"),
+        (FINE_TUNED, {"models__multi_label": True, "keywords__probability": 0.4}, "keywords.probability"),
         (READY, {"sink__schema": "a.b", "mlflow__enabled": False}, "sink"),
         (READY, {"sink": {"schema": "a.b"}}, "mlflow.tracking_uri"),
         (READY, {"sink": {"schema": "a b"}, "mlflow__enabled": False}, "sink.schema"),
@@ -527,7 +528,7 @@ def test_preset_and_the_same_plan_written_out_share_their_keys():
     preset = parse(READY, preset="sacx-2022")
     written = Plan.parse(preset.to_yaml().replace("preset: sacx-2022", "preset: default"), find_method)
     assert written != preset
-    assert keys(written) == keys(preset)
+    assert all_keys(written) == all_keys(preset)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------
@@ -630,17 +631,17 @@ def leaves(cls: Any = Plan, path: str = "") -> list[tuple[str, dataclasses.Field
     return found
 
 
-def keys(plan: Plan) -> dict[str, str]:
+def all_keys(plan: Plan) -> dict[str, str]:
     """Every key of a plan, all else equal."""
     found = {
-        "run": plans.run_id(plan, find_method, ["digest 1", "digest 2"]),
-        "explain": plans.explain_key(plan, find_method, "digest 1"),
-        "corpus": plans.corpus_key(plan.corpus),
-        "evidence": plans.evidence_key(plan),
-        "keyword": plans.keyword_key(plan, ["explain 1", "explain 2"], "snapshot", "labelled"),
+        "run": keys.run_id(plan, find_method, ["digest 1", "digest 2"]),
+        "explain": keys.explain_key(plan, find_method, "digest 1", 0),
+        "corpus": keys.corpus_key(plan.corpus),
+        "evidence": keys.evidence_key(plan),
+        "keyword": keys.keyword_key(plan, ["explain 1", "explain 2"], "snapshot", "labelled"),
     }
     if plan.training is not None:
-        found["model"] = plans.model_key(plan, "digest", 0, "snapshot")
+        found["model"] = keys.model_key(plan, "digest", 0, "snapshot")
     return found
 
 
@@ -718,7 +719,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
 READY_CHANGES: list[tuple[str, Any, set[str]]] = [
     ("models__uris", ["models:/c/1", "models:/d/1"], set()),  # their digests count
     ("models__corpus", None, {"run"}),
-    ("corpus__columns__split", "seen", SOURCE),
+    ("corpus__columns__split", "seen", SOURCE | {"explain"}),
 ]
 
 
@@ -737,14 +738,14 @@ def replace(section: Any, path: list[str], value: object) -> Any:
 
 @pytest.mark.parametrize(("path", "value", "expected"), CHANGES, ids=[path for path, _, _ in CHANGES])
 def test_each_key_changes_with_what_it_should(path: str, value: object, expected: set[str]):
-    before, after = keys(parse(FINE_TUNED, corpus__label_separator=" ")), keys(change(FINE_TUNED, path, value))
+    before, after = all_keys(parse(FINE_TUNED, corpus__label_separator=" ")), all_keys(change(FINE_TUNED, path, value))
     assert {name for name in before if before[name] != after[name]} == expected
 
 
 @pytest.mark.parametrize(("path", "value", "expected"), READY_CHANGES, ids=[path for path, _, _ in READY_CHANGES])
 def test_each_key_changes_with_what_it_should_for_ready_models(path: str, value: object, expected: set[str]):
-    before = keys(parse(READY, corpus__label_separator=" ", corpus__columns__labels="topic"))
-    after = keys(change(READY, path, value))
+    before = all_keys(parse(READY, corpus__label_separator=" ", corpus__columns__labels="topic"))
+    after = all_keys(change(READY, path, value))
     assert {name for name in before if before[name] != after[name]} == expected
 
 
@@ -768,22 +769,22 @@ def test_table_of_changes_names_every_key_of_a_plan():
     ],
 )
 def test_plans_that_mean_the_same_share_their_keys(first: dict[str, Any], second: dict[str, Any]):
-    assert keys(parse(FINE_TUNED, **first)) == keys(parse(FINE_TUNED, **second))
+    assert all_keys(parse(FINE_TUNED, **first)) == all_keys(parse(FINE_TUNED, **second))
 
 
 def test_keys_change_with_what_is_no_part_of_the_plan():
     plan = parse(FINE_TUNED)
-    models = {plans.model_key(plan, *of) for of in [("d", 0, "s"), ("e", 0, "s"), ("d", 1, "s"), ("d", 0, "t")]}
+    models = {keys.model_key(plan, *of) for of in [("d", 0, "s"), ("e", 0, "s"), ("d", 1, "s"), ("d", 0, "t")]}
     assert len(models) == 4
-    assert plans.explain_key(plan, find_method, "d") != plans.explain_key(plan, find_method, "e")
+    assert keys.explain_key(plan, find_method, "d", 0) != keys.explain_key(plan, find_method, "e", 0)
     tables = [(["a", "b"], "s", "t"), (["a"], "s", "t"), (["a", "b"], "t", "t"), (["a", "b"], "s", None)]
-    assert len({plans.keyword_key(plan, *of) for of in tables}) == 4
-    assert plans.keyword_key(plan, ["a", "b"], "s", None) == plans.keyword_key(plan, ["b", "a"], "s", None)
-    runs = {plans.run_id(plan, find_method, digests) for digests in (["a", "b"], ["b", "a"], ["a"])}
+    assert len({keys.keyword_key(plan, *of) for of in tables}) == 4
+    assert keys.keyword_key(plan, ["a", "b"], "s", None) == keys.keyword_key(plan, ["b", "a"], "s", None)
+    runs = {keys.run_id(plan, find_method, digests) for digests in (["a", "b"], ["b", "a"], ["a"])}
     assert len(runs) == 3  # the place of a ready model is the number that corpus.columns.split means
 
 
 def test_digest_is_stable_and_tells_types_apart():
-    assert plans.digest("corpus", {"b": 1, "a": [None, "ö"]}) == plans.digest("corpus", {"a": (None, "ö"), "b": 1})
-    assert plans.digest("corpus", "ö") == hashlib.sha256('["corpus","ö"]'.encode()).hexdigest()[:20]
-    assert len({plans.digest(*parts) for parts in [("1",), (1,), (None,), ("",), (), ("1", ""), (["1"],)]}) == 7
+    assert keys.digest("corpus", {"b": 1, "a": [None, "ö"]}) == keys.digest("corpus", {"a": (None, "ö"), "b": 1})
+    assert keys.digest("corpus", "ö") == hashlib.sha256('["corpus","ö"]'.encode()).hexdigest()[:20]
+    assert len({keys.digest(*parts) for parts in [("1",), (1,), (None,), ("",), (), ("1", ""), (["1"],)]}) == 7

@@ -158,7 +158,9 @@ def test_a_worker_loads_each_model_once(spark: SparkSession, labelled: Run) -> N
             for model in models:
                 MODELS.load(model, "cpu", capacity=8, allow_pickle=False)
                 MODELS.load(model, "cpu", capacity=8, allow_pickle=False)
-            yield pa.RecordBatch.from_pydict({"pid": [os.getpid()], "loaded": [MODELS.loads - before]})
+            yield pa.RecordBatch.from_pydict(
+                {"pid": pa.array([os.getpid()], pa.int32()), "loaded": pa.array([MODELS.loads - before], pa.int32())}
+            )
 
     rows = spark.range(16, numPartitions=16).mapInArrow(count, "pid INT, loaded INT").collect()
     loads: dict[int, int] = {}

@@ -1,0 +1,88 @@
+"""The keys that name rows of the tables: each a digest of exactly what changes that stage's numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+from lexplain.plan import FindMethod, Keywords, Plan, Source
+from lexplain.settings import plain
+from lexplain.words import WORD_RULES
+
+
+def digest(*parts: object) -> str:
+    """Return 20 hex digits (80 bits) of SHA-256 over the canonical JSON of `parts`."""
+    text = json.dumps([plain(part) for part in parts], sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+
+
+def corpus_key(source: Source) -> str:
+    """Key of a source: its origin, filter, sample and column mapping; no version, so that increments join."""
+    # A format that was only spelt out, or a header where there is none, changes no document.
+    header = source.header or source.kind not in ("csv", "tsv")
+    return digest("corpus", source.kind, dataclasses.replace(source, format=None, header=header))
+
+
+def model_key(plan: Plan, base_digest: str, split: int, training_snapshot: str) -> str:
+    """Key of one fine-tuned model, known before it is trained: a killed fine-tuning finds its own."""
+    assert plan.training is not None
+    # Longer texts than max_characters are left out of the training.
+    reading = (plan.text.max_tokens, plan.text.max_characters)
+    return digest("model", base_digest, _recipe(plan), split, reading, corpus_key(plan.training), training_snapshot)
+
+
+def explain_key(plan: Plan, find_method: FindMethod, model_digest: str, split: int) -> str:
+    """Key of one model's explanations; holds no input version and no threshold.
+
+    Every key of `text` is in it: windows and merging change scores, `max_characters` whether there are any. The number
+    of the split counts only where a column of the corpus says by number which models have seen a document.
+    """
+    place = split if plan.corpus.columns.split is not None else None
+    return digest("explain", model_digest, place, *_method(plan, find_method), plan.text, WORD_RULES)
+
+
+def evidence_key(plan: Plan) -> str:
+    """Key of the word sums: everything that decides which scores are added up."""
+    rules = plan.keywords
+    return digest("evidence", plan.evidence, rules.probability, rules.top_n, rules.word_rule)
+
+
+def keyword_key(plan: Plan, explain_keys: Sequence[str], corpus_snapshot: str, labelled_snapshot: str | None) -> str:
+    """Key of one keyword table: explanations, evidence, thresholds and the snapshots it was made from."""
+    labelled = None if plan.labelled is None else corpus_key(plan.labelled)
+    test_share = None if plan.models.base is None else plan.models.test_share  # of the error between splits
+    made_from = (
+        sorted(explain_keys),
+        corpus_key(plan.corpus),
+        corpus_snapshot,
+        labelled,
+        labelled_snapshot,
+        test_share,
+    )
+    return digest("keywords", made_from, evidence_key(plan), _rules(plan))
+
+
+def run_id(plan: Plan, find_method: FindMethod, model_digests: Sequence[str]) -> str:
+    """Name of a run: the plan's name and what its keys are made of. Known before anything is trained."""
+    training = None if plan.training is None else corpus_key(plan.training)
+    models = (plan.models.corpus, None if plan.models.base is None else (plan.models.splits, _recipe(plan)))
+    made_from = (corpus_key(plan.corpus), training, models, model_digests)
+    return digest("run", plan.name, made_from, _method(plan, find_method), plan.text, _rules(plan))
+
+
+def _recipe(plan: Plan) -> dict[str, object]:
+    names = ("seed", "test_share", "multi_label", "train", "epochs", "learning_rate", "batch_size", "accumulate",
+             "patience")  # fmt: skip
+    return {name: getattr(plan.models, name) for name in names}
+
+
+def _method(plan: Plan, find_method: FindMethod) -> tuple[str, Mapping[str, object]]:
+    method = find_method(plan.method.id)
+    return method.id, method.complete_options(plan.method.options)
+
+
+def _rules(plan: Plan) -> Keywords:
+    """Return the keyword rules in the one form that equal rules have."""
+    return dataclasses.replace(plan.keywords, evidence=plan.evidence, labels=tuple(sorted(set(plan.keywords.labels))))
