@@ -109,158 +109,197 @@ def make_task(spark: SparkSession, plan: Plan, find_method: FindMethod, models: 
     )
 
 
-def attribute(
-    tables: Tables,
-    plan: Plan,
-    find_method: FindMethod,
-    models: Sequence[ExplainedModel],
-    corpus: Staged,
-    training: Staged | None,
-    progress: Progress,
-) -> float:
-    """Explain every staged document with every model that has not trained on it; finished chunks are left alone.
+@dataclass(frozen=True)
+class Attribution:
+    """The stage over one run's models and corpus.
 
-    Returns:
-        Seconds of attribution spent in this call.
-
-    Raises:
-        ModelError: Executors cannot read a model; before the first task.
-        LimitError: A limit of the plan was passed; what was committed stays.
+    Attributes:
+        tables: The sink.
+        plan: The plan.
+        find_method: Registry lookup.
+        models: Models to explain, one a split.
+        corpus: The staged corpus.
+        training: The staged training documents; None where the models were brought.
     """
-    _write_ledger(tables, plan, models, corpus, training)
-    pending = _find_pending(tables, models, corpus)
-    owed = _count(tables, models, corpus)
-    started = time.monotonic()
-    progress.start("attribute", owed["planned"], "documents", owed["planned"] - sum(row["n_documents"] for row in pending))
-    if pending:
-        _check_models(tables.spark, plan, find_method, models)
-    for wave in _waves(models, plan.execution.models_in_memory):
-        for (increment, bucket), rows in _chunks(pending, wave):
-            keys = {row["explain_key"] for row in rows}
-            chunk = _read_chunk(tables, plan, [m for m in wave if m.explain_key in keys], corpus, training, increment, bucket)
-            _explain_chunk(tables, plan, find_method, chunk)
-            progress.advance(sum(row["n_documents"] for row in rows))
-            _check_limits(tables, plan, models, corpus, (time.monotonic() - started) / 3600)
-    seconds = time.monotonic() - started
-    progress.finish(f"{owed['planned']} explanations owed, {sum(row['n_documents'] for row in pending)} made now")
-    return seconds
 
+    tables: Tables
+    plan: Plan
+    find_method: FindMethod
+    models: Sequence[ExplainedModel]
+    corpus: Staged
+    training: Staged | None
 
-def count_documents(tables: Tables, models: Sequence[ExplainedModel], corpus: Staged) -> dict[str, int]:
-    """Return (model, document) pairs by status, checked against the ledger.
+    def explain(self, progress: Progress) -> float:
+        """Explain every document with every model that has not trained on it; finished chunks are left alone.
 
-    Raises:
-        AccountingError: They do not add up to the documents planned, or a pair has rows of two commits.
-    """
-    counted = _count(tables, models, corpus)
-    if counted["doubled"]:
-        raise AccountingError(
-            f"{counted['doubled']} (model, document, label) rows are there twice. Their words would count double. "
-            "Delete the run with `lexplain runs delete` and run it again; please report what happened before."
+        Returns:
+            Seconds of attribution spent in this call.
+
+        Raises:
+            ModelError: Executors cannot load a model; before the first task.
+            AccountingError: A chunk's committed rows are not those that the ledger owes.
+            LimitError: A limit of the plan was passed; what was committed stays.
+        """
+        self._write_ledger()
+        pending = self._find_pending()
+        planned, counts = self._count_planned(), self._count(self._where)
+        missing = sum(row["n_documents"] for row in pending)
+        started = time.monotonic()
+        progress.start("attribute", planned, "documents", planned - missing)
+        if pending:
+            _check_models(self.tables.spark, self.plan, self.find_method, self.models)
+        for wave in self._waves():
+            for (increment, bucket), rows in _group_chunks(pending, wave):
+                place = f"increment = {increment} AND bucket = {bucket}"
+                owed = {row["explain_key"]: int(row["n_documents"]) for row in rows}
+                self._explain_chunk([model for model in wave if model.explain_key in owed], place, max(owed.values()))
+                made = self._count(f"{self._where} AND {place} AND explain_key IN ({quote_list(list(owed))})")
+                if sum(made.values()) != sum(owed.values()):
+                    raise AccountingError(
+                        f"chunk {increment}/{bucket} was to give {sum(owed.values())} (model, document) pairs, "
+                        f"{sum(made.values())} were committed. Keywords would rest on a part of the corpus, or count "
+                        "documents twice. Run the same command again; if it says the same, delete the sink."
+                    )
+                counts = {status: counts[status] + made[status] for status in STATUSES}
+                progress.advance(sum(owed.values()))
+                self._check_limits(counts, (time.monotonic() - started) / 3600)
+        seconds = time.monotonic() - started
+        progress.finish(f"{planned} (model, document) pairs, {missing} made now")
+        return seconds
+
+    def count_documents(self) -> dict[str, int]:
+        """Return (model, document) pairs by status, checked against the ledger.
+
+        Raises:
+            AccountingError: They do not add up to the documents planned, or a pair has rows of two commits.
+        """
+        doubled = self.tables.spark.sql(
+            f"SELECT count(*) AS n FROM (SELECT 1 FROM {self.tables.name('explanations')} WHERE {self._where}"
+            " GROUP BY explain_key, doc_id, label_rank HAVING count(*) > 1)"
+        ).collect()[0]["n"]
+        if doubled:
+            raise AccountingError(
+                f"{doubled} (model, document, label) rows are there twice. Their words would count double. "
+                "Write to a new sink, and report what happened before."
+            )
+        counts, planned = self._count(self._where), self._count_planned()
+        if sum(counts.values()) != planned:
+            raise AccountingError(
+                f"explained + no_label + settled + rejected = {sum(counts.values())}, but {planned} documents were "
+                "planned. Keywords would rest on a part of the corpus. Run `lexplain attribute PLAN`: it makes up what "
+                "is missing."
+            )
+        return counts
+
+    @property
+    def _where(self) -> str:
+        keys = quote_list([model.explain_key for model in self.models])
+        return f"corpus_key = {quote_text(self.corpus.key)} AND explain_key IN ({keys})"
+
+    def _count_planned(self) -> int:
+        rows = self.tables.read("chunks").where(self._where).selectExpr("coalesce(sum(n_documents), 0) AS n").collect()
+        return int(rows[0]["n"])
+
+    def _count(self, where: str) -> dict[str, int]:
+        rows = self.tables.spark.sql(
+            f"SELECT status, count_if(label_rank = 0) AS documents FROM {self.tables.name('explanations')}"
+            f" WHERE {where} GROUP BY status"
+        ).collect()
+        return dict.fromkeys(STATUSES, 0) | {row["status"]: int(row["documents"]) for row in rows}
+
+    def _read_documents(self, models: Sequence[ExplainedModel], where: str) -> DataFrame:
+        """Return staged documents with `splits`, the numbers of the models that must explain each."""
+        staged = self.tables.read("staged").where(f"corpus_key = {quote_text(self.corpus.key)} AND {where}")
+        if self.training is None:
+            staged = staged.selectExpr("*", "FALSE AS trainable")
+        elif self.training.key == self.corpus.key:
+            staged = staged.selectExpr("*", "coalesce(size(labels) > 0, FALSE) AS trainable")
+        else:
+            trained = (
+                self.tables.read("staged").where(f"corpus_key = {quote_text(self.training.key)} AND size(labels) > 0")
+                .selectExpr("text_digest", "TRUE AS in_training").distinct()
+            )  # fmt: skip
+            staged = staged.join(trained, "text_digest", "left")
+            staged = staged.selectExpr("*", "coalesce(in_training, FALSE) AS trainable")
+        owed = ", ".join(f"CASE WHEN {model.held_out(self.plan)} THEN {model.split} END" for model in models)
+        return staged.selectExpr(
+            "corpus_key", "increment", "bucket", "doc_id", "text", "text_digest", "labels",
+            f"array_compact(array({owed})) AS splits",
+        )  # fmt: skip
+
+    def _write_ledger(self) -> None:
+        """Write, before the first task, how many documents each model owes each chunk."""
+        rows = self.tables.read("chunks").where(self._where).select("explain_key", "increment").distinct().collect()
+        written = {(row["explain_key"], row["increment"]) for row in rows}
+        for increment in range(self.corpus.increments):
+            missing = [model for model in self.models if (model.explain_key, increment) not in written]
+            if not missing:
+                continue
+            splits = ", ".join(str(model.split) for model in missing)
+            keys = ", ".join(f"{model.split}, {quote_text(model.explain_key)}" for model in missing)
+            # A chunk that a model owes nothing is in the ledger too, with 0 documents: it is finished from the start.
+            ledger = (
+                self._read_documents(missing, f"increment = {increment}")
+                .selectExpr("increment", "bucket", "splits", f"explode(array({splits})) AS split")
+                .selectExpr("increment", "bucket", "split", "CAST(array_contains(splits, split) AS BIGINT) AS owed")
+                .groupBy("increment", "bucket", "split").sum("owed")
+                .selectExpr(f"element_at(map({keys}), split) AS explain_key", f"{quote_text(self.corpus.key)} AS corpus_key",
+                            "increment", "bucket", "split", "`sum(owed)` AS n_documents")
+            )  # fmt: skip
+            app_id = digest("ledger", sorted(model.explain_key for model in missing), self.corpus.key, increment)
+            self.tables.append(ledger, "chunks", app_id=f"ledger/{app_id}")
+
+    def _find_pending(self) -> list[dict[str, Any]]:
+        """Return the ledger's rows whose documents are not all committed, from the committed tables alone."""
+        rows = self.tables.spark.sql(
+            "SELECT c.explain_key, c.increment, c.bucket, c.split, c.n_documents"
+            f" FROM (SELECT * FROM {self.tables.name('chunks')} WHERE {self._where}) c LEFT JOIN"
+            " (SELECT explain_key, increment, bucket, count_if(label_rank = 0) AS done"
+            f" FROM {self.tables.name('explanations')} WHERE {self._where} GROUP BY explain_key, increment, bucket) e"
+            " ON c.explain_key = e.explain_key AND c.increment = e.increment AND c.bucket = e.bucket"
+            " WHERE c.n_documents > coalesce(e.done, 0) ORDER BY c.increment, c.bucket, c.split"
+        ).collect()
+        return [row.asDict() for row in rows]
+
+    def _waves(self) -> Iterator[Sequence[ExplainedModel]]:
+        ordered = sorted(self.models, key=lambda model: model.split)
+        size = self.plan.execution.models_in_memory
+        for start in range(0, len(ordered), size):
+            yield ordered[start : start + size]
+
+    def _explain_chunk(self, models: Sequence[ExplainedModel], place: str, n_documents: int) -> None:
+        spark, plan = self.tables.spark, self.plan
+        task = make_task(spark, plan, self.find_method, _as_tasks(models))
+        tasks = max(1, ceil(n_documents / _TASK_DOCUMENTS))
+        documents = self._read_documents(models, place).where("size(splits) > 0")
+        ordered = documents.repartition(tasks, "text_digest").sortWithinPartitions("text_digest", "doc_id")
+        explaining = _explaining(task, plan.execution.device, is_local(spark))
+        explained = ordered.mapInArrow(explaining, TABLES["explanations"].schema)
+        app_id = digest("explanations", sorted(model.explain_key for model in models), self.corpus.key, place)
+        self.tables.append(explained, "explanations", app_id=f"explanations/{app_id}")
+
+    def _check_limits(self, counts: Mapping[str, int], hours: float) -> None:
+        limits = self.plan.limits
+        if limits.device_hours is not None and hours > limits.device_hours:
+            raise LimitError(
+                f"limits.device_hours={limits.device_hours} was passed after {hours:.2f} hours. What was committed stays; "
+                "run the same plan with a larger limit to go on."
+            )
+        done = sum(counts.values())
+        if limits.rejected_share is None or not done or counts["rejected"] / done <= limits.rejected_share:
+            return
+        reasons = self.tables.spark.sql(
+            f"SELECT reason, count(*) AS n FROM {self.tables.name('explanations')} WHERE {self._where}"
+            " AND status = 'rejected' GROUP BY reason ORDER BY n DESC"
+        ).collect()
+        shown = ", ".join(f"{row['reason']} {row['n']}" for row in reasons)
+        raise LimitError(
+            f"limits.rejected_share={limits.rejected_share} was passed: {counts['rejected']} of {done} documents were "
+            f"rejected ({shown}). What was committed stays; mend the corpus, or write a larger share to go on."
         )
-    total = sum(counted[status] for status in STATUSES)
-    if total != counted["planned"]:
-        raise AccountingError(
-            f"explained + no_label + settled + rejected = {total}, but {counted['planned']} documents were planned. "
-            "Keywords would rest on a part of the corpus. Run the same command again: it makes up what is missing."
-        )
-    return {status: counted[status] for status in STATUSES}
 
 
-def _key_condition(models: Sequence[ExplainedModel], corpus: Staged) -> str:
-    keys = quote_list([model.explain_key for model in models])
-    return f"corpus_key = {quote_text(corpus.key)} AND explain_key IN ({keys})"
-
-
-def _count(tables: Tables, models: Sequence[ExplainedModel], corpus: Staged) -> dict[str, int]:
-    where = _key_condition(models, corpus)
-    planned = tables.read("chunks").where(where).selectExpr("coalesce(sum(n_documents), 0) AS n").collect()[0]["n"]
-    rows = tables.spark.sql(
-        f"SELECT status, count_if(label_rank = 0) AS documents FROM {tables.name('explanations')}"
-        f" WHERE {where} GROUP BY status"
-    ).collect()
-    doubled = tables.spark.sql(
-        f"SELECT count(*) AS n FROM (SELECT 1 FROM {tables.name('explanations')} WHERE {where}"
-        " GROUP BY explain_key, doc_id, label_rank HAVING count(*) > 1)"
-    ).collect()[0]["n"]
-    counted = dict.fromkeys(STATUSES, 0) | {row["status"]: int(row["documents"]) for row in rows}
-    return counted | {"planned": int(planned), "doubled": int(doubled)}
-
-
-def _documents(
-    tables: Tables, models: Sequence[ExplainedModel], plan: Plan, corpus: Staged, training: Staged | None, where: str
-) -> DataFrame:
-    """Return staged documents with `splits`, the numbers of the models that must explain each."""
-    staged = tables.read("staged").where(f"corpus_key = {quote_text(corpus.key)} AND {where}")
-    if training is None or all(model.drawn is None for model in models):
-        staged = staged.selectExpr("*", "FALSE AS trainable")
-    elif training.key == corpus.key:
-        staged = staged.selectExpr("*", "TRUE AS trainable")
-    else:
-        trained = (
-            tables.read("staged").where(f"corpus_key = {quote_text(training.key)} AND size(labels) > 0")
-            .selectExpr("text_digest", "TRUE AS in_training").distinct()
-        )  # fmt: skip
-        staged = staged.join(trained, "text_digest", "left").selectExpr("*", "coalesce(in_training, FALSE) AS trainable")
-    owed = ", ".join(f"CASE WHEN {model.held_out(plan)} THEN {model.split} END" for model in models)
-    return staged.selectExpr(
-        "corpus_key", "increment", "bucket", "doc_id", "text", "text_digest", "labels",
-        f"array_compact(array({owed})) AS splits",
-    )  # fmt: skip
-
-
-def _write_ledger(
-    tables: Tables, plan: Plan, models: Sequence[ExplainedModel], corpus: Staged, training: Staged | None
-) -> None:
-    """Write, before the first task, how many documents each model owes each chunk."""
-    written = {
-        (row["explain_key"], row["increment"])
-        for row in tables.read("chunks").where(_key_condition(models, corpus))
-        .select("explain_key", "increment").distinct().collect()
-    }  # fmt: skip
-    for increment in range(corpus.increments):
-        missing = [model for model in models if (model.explain_key, increment) not in written]
-        if not missing:
-            continue
-        documents = _documents(tables, missing, plan, corpus, training, f"increment = {increment}")
-        keys = ", ".join(f"{model.split}, {quote_text(model.explain_key)}" for model in missing)
-        splits = ", ".join(str(model.split) for model in missing)
-        # A chunk that a model owes nothing is in the ledger too, with 0 documents: it is finished from the start.
-        counted = (
-            documents.selectExpr("increment", "bucket", "splits", f"explode(array({splits})) AS split")
-            .selectExpr("increment", "bucket", "split", "CAST(array_contains(splits, split) AS BIGINT) AS owed")
-            .groupBy("increment", "bucket", "split").sum("owed")
-        )  # fmt: skip
-        ledger = counted.selectExpr(
-            f"element_at(map({keys}), split) AS explain_key", f"{quote_text(corpus.key)} AS corpus_key",
-            "increment", "bucket", "split", "`sum(owed)` AS n_documents",
-        )  # fmt: skip
-        app_id = digest("ledger", sorted(model.explain_key for model in missing), corpus.key, increment)
-        tables.append(ledger, "chunks", app_id=f"ledger/{app_id}")
-
-
-def _find_pending(tables: Tables, models: Sequence[ExplainedModel], corpus: Staged) -> list[dict[str, Any]]:
-    """Return the ledger's rows whose documents are not all committed, from the committed tables alone."""
-    where = _key_condition(models, corpus)
-    rows = tables.spark.sql(
-        f"SELECT c.explain_key, c.increment, c.bucket, c.split, c.n_documents"
-        f" FROM (SELECT * FROM {tables.name('chunks')} WHERE {where}) c LEFT JOIN"
-        f" (SELECT explain_key, increment, bucket, count_if(label_rank = 0) AS done FROM {tables.name('explanations')}"
-        f" WHERE {where} GROUP BY explain_key, increment, bucket) e"
-        " ON c.explain_key = e.explain_key AND c.increment = e.increment AND c.bucket = e.bucket"
-        " WHERE c.n_documents > coalesce(e.done, 0)"
-        " ORDER BY c.increment, c.bucket, c.split"
-    ).collect()
-    return [row.asDict() for row in rows]
-
-
-def _waves(models: Sequence[ExplainedModel], size: int) -> Iterator[Sequence[ExplainedModel]]:
-    ordered = sorted(models, key=lambda model: model.split)
-    for start in range(0, len(ordered), size):
-        yield ordered[start : start + size]
-
-
-def _chunks(
+def _group_chunks(
     pending: Sequence[Mapping[str, Any]], wave: Sequence[ExplainedModel]
 ) -> list[tuple[tuple[int, int], list[Mapping[str, Any]]]]:
     keys = {model.explain_key for model in wave}
@@ -269,35 +308,6 @@ def _chunks(
         if row["explain_key"] in keys:
             chunks.setdefault((row["increment"], row["bucket"]), []).append(row)
     return sorted(chunks.items())
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    models: Sequence[ExplainedModel]
-    documents: DataFrame
-    n_documents: int
-    app_id: str
-
-
-def _read_chunk(
-    tables: Tables, plan: Plan, models: Sequence[ExplainedModel], corpus: Staged, training: Staged | None,
-    increment: int, bucket: int,
-) -> _Chunk:  # fmt: skip
-    documents = _documents(tables, models, plan, corpus, training, f"increment = {increment} AND bucket = {bucket}")
-    count = tables.spark.sql(
-        f"SELECT max(n_documents) AS n FROM {tables.name('chunks')} WHERE {_key_condition(models, corpus)}"
-        f" AND increment = {increment} AND bucket = {bucket}"
-    ).collect()[0]["n"]
-    app_id = f"{digest('explanations', sorted(model.explain_key for model in models))}/{corpus.key}/{increment}/{bucket}"
-    return _Chunk(models, documents.where("size(splits) > 0"), int(count), app_id)
-
-
-def _explain_chunk(tables: Tables, plan: Plan, find_method: FindMethod, chunk: _Chunk) -> None:
-    task = make_task(tables.spark, plan, find_method, _as_tasks(chunk.models))
-    parts = max(1, ceil(chunk.n_documents / _TASK_DOCUMENTS))
-    ordered = chunk.documents.repartition(parts, "text_digest").sortWithinPartitions("text_digest", "doc_id")
-    explaining = _explaining(task, plan.execution.device, is_local(tables.spark))
-    tables.append(ordered.mapInArrow(explaining, TABLES["explanations"].schema), "explanations", app_id=chunk.app_id)
 
 
 def _as_tasks(models: Sequence[ExplainedModel]) -> list[ModelTask]:
@@ -354,31 +364,6 @@ def _check_models(spark: SparkSession, plan: Plan, find_method: FindMethod, mode
     said = spark.range(places, numPartitions=places).mapInArrow(check, "said STRING").distinct().orderBy("said").collect()
     if said:
         raise ModelError("\n".join(row["said"] for row in said))
-
-
-def _check_limits(
-    tables: Tables, plan: Plan, models: Sequence[ExplainedModel], corpus: Staged, hours: float
-) -> None:
-    limits = plan.limits
-    if limits.device_hours is not None and hours > limits.device_hours:
-        raise LimitError(
-            f"limits.device_hours={limits.device_hours} was passed after {hours:.2f} hours. What was committed stays; "
-            "run the same plan with a larger limit to go on."
-        )
-    if limits.rejected_share is None:
-        return
-    counted = _count(tables, models, corpus)
-    done = sum(counted[status] for status in STATUSES)
-    if done and counted["rejected"] / done > limits.rejected_share:
-        reasons = tables.spark.sql(
-            f"SELECT reason, count(*) AS n FROM {tables.name('explanations')} WHERE {_key_condition(models, corpus)}"
-            " AND status = 'rejected' GROUP BY reason ORDER BY n DESC"
-        ).collect()
-        shown = ", ".join(f"{row['reason']} {row['n']}" for row in reasons)
-        raise LimitError(
-            f"limits.rejected_share={limits.rejected_share} was passed: {counted['rejected']} of {done} documents were "
-            f"rejected ({shown}). What was committed stays; mend the corpus, or write a larger share to go on."
-        )
 
 
 def register_explain(

@@ -104,11 +104,10 @@ def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int, wi
     snapshot = take_snapshot(spark, source)
     if any(row["snapshot"] == snapshot for row in done):
         return Staged(key, len(done), sum(row["n_documents"] for row in done))
-    documents = read_documents(spark, source, name).persist()
+    read = read_documents(spark, source, name).persist()
     try:
         increment = len(done)
-        if increment:
-            documents = _find_appended(tables, source, documents, name)
+        documents = _find_appended(tables, source, read, name) if increment else read
         count = _check_ids(documents, source, name)
         if count == 0 and increment == 0:
             raise CorpusError(
@@ -125,7 +124,7 @@ def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int, wi
         ).selectExpr("*", "current_timestamp() AS staged_at")
         tables.append(row, "increments", app_id=f"increment/{key}/{increment}/{snapshot}")
     finally:
-        documents.unpersist()
+        read.unpersist()
     return Staged(key, increment + 1, count + sum(row["n_documents"] for row in done))
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lexplain.attribution import ExplainedModel, Progress, attribute, count_documents, register_explain
+from lexplain.attribution import Attribution, ExplainedModel, Progress, register_explain
 from lexplain.corpus import Staged, list_labels, stage
 from lexplain.errors import LimitError
 from lexplain.executor import ModelTask
@@ -101,14 +101,16 @@ class Run:
         """Explain what is not explained yet, and check that every document is accounted for."""
         before = self._count_explained()
         try:
-            self.seconds = attribute(
-                self.tables, self.plan, self.find_method, self.models, self.corpus, self.training, self.progress
-            )
+            self.seconds = self._attribution.explain(self.progress)
         finally:
             made = self._count_explained() - before
             if made and self.seconds:
                 self.record["documents_per_second"] = made / self.seconds
-        self.record["documents_by_status"] = count_documents(self.tables, self.models, self.corpus)
+        self.record["documents_by_status"] = self._attribution.count_documents()
+
+    @property
+    def _attribution(self) -> Attribution:
+        return Attribution(self.tables, self.plan, self.find_method, self.models, self.corpus, self.training)
 
     def aggregate(self) -> str:
         """Add up what is not added up yet and write the keyword table.
@@ -121,7 +123,7 @@ class Run:
         """
         keys = [model.explain_key for model in self.models]
         if self.record["documents_by_status"] is None or not self.seconds:
-            self.record["documents_by_status"] = count_documents(self.tables, self.models, self.corpus)
+            self.record["documents_by_status"] = self._attribution.count_documents()
         labelled = self._labelled()
         key = keyword_key(self.plan, keys, self.corpus.version, None if labelled is None else labelled.version)
         self.progress.start("aggregate", 1, "table")

@@ -315,9 +315,14 @@ class Tables:
         return None if self.sink.path is None else Path(self.sink.path)
 
     def name(self, table: str) -> str:
-        """Return the quoted name of a table or view, to be written into SQL."""
-        parts = [] if self.sink.schema is None else self.sink.schema.split(".")
-        return ".".join(quote_identifier(part) for part in [*parts, table])
+        """Return the quoted name of a table or view, to be written into SQL.
+
+        A folder's tables are named by their path: two sinks of one session never share a table, and no table of
+        the session's own that happens to be called `runs` is touched.
+        """
+        if self.folder is not None:
+            return f"delta.{quote_identifier(str(self.folder / table))}" if table in TABLES else quote_identifier(table)
+        return ".".join(quote_identifier(part) for part in [*str(self.sink.schema).split("."), table])
 
     def create(self) -> None:
         """Create what is missing of tables and views, register them in the session, write `catalog.sql`.
@@ -335,12 +340,14 @@ class Tables:
                 ) from error
         for table in TABLES.values():
             self._create_table(table)
-        self._register_views()
+        for statement in self._registrations():
+            self.spark.sql(statement)
         if self.folder is not None:
-            (self.folder / "catalog.sql").write_text(self.catalog_sql(), encoding="utf-8")
+            text = "".join(f"{statement};\n" for statement in self._registrations())
+            (self.folder / "catalog.sql").write_text(text, encoding="utf-8")
 
     def open(self) -> None:
-        """Register existing tables and views in the session, for readers; creates nothing.
+        """Register a folder's tables and views in the session by their plain names; creates no table.
 
         Raises:
             TableError: There are no tables of lexplain here.
@@ -352,16 +359,11 @@ class Tables:
                 f"sink.path={str(self.folder)!r} holds no tables of lexplain. Every query would have failed. "
                 "Write the folder of a plan's sink, or run the plan first."
             )
-        for statement in self.catalog_sql().split(";\n"):
-            if statement.strip():
-                self.spark.sql(statement)
+        for statement in self._registrations():
+            self.spark.sql(statement)
 
     def _create_table(self, table: Table) -> None:
-        exists = self._exists(table)
-        location = "" if self.folder is None else f" LOCATION {quote_text(str(self.folder / table.name))}"
-        if exists:
-            if location:
-                self.spark.sql(f"CREATE TABLE IF NOT EXISTS {self.name(table.name)} USING delta{location}")
+        if self._exists(table):
             self._check_version(table)
             return
         columns = ", ".join(f"{quote_identifier(n)} {t} COMMENT {quote_text(c)}" for n, t, c in table.columns)
@@ -371,7 +373,7 @@ class Tables:
         properties = {f"delta.constraints.{name}": condition for name, condition in table.checks.items()}
         properties["lexplain.schemaVersion"] = str(SCHEMA_VERSION)
         self.spark.sql(
-            f"CREATE TABLE IF NOT EXISTS {self.name(table.name)} ({columns}) USING delta{layout}{location}"
+            f"CREATE TABLE IF NOT EXISTS {self.name(table.name)} ({columns}) USING delta{layout}"
             f" COMMENT {quote_text(table.comment)}"
             f" TBLPROPERTIES ({', '.join(f'{quote_text(key)} = {quote_text(value)}' for key, value in properties.items())})"
         )
@@ -390,21 +392,15 @@ class Tables:
                 "Rows of two layouts would have been mixed. Write to a new sink."
             )
 
-    def _register_views(self) -> None:
-        for name, (_, query) in VIEWS.items():
-            self.spark.sql(f"CREATE OR REPLACE VIEW {self.name(name)} AS {self._fill(query)}")
-
-    def _fill(self, query: str) -> str:
-        return query.format(**{name: self.name(name) for name in [*TABLES, *VIEWS]})
-
-    def catalog_sql(self) -> str:
-        """Return the statements that register a folder's tables and views in any Spark SQL client."""
-        lines = [
-            f"CREATE TABLE IF NOT EXISTS {self.name(name)} USING delta LOCATION {quote_text(f'{self.folder}/{name}')}"
-            for name in TABLES
-        ]
-        lines += [f"CREATE OR REPLACE VIEW {self.name(name)} AS {self._fill(query)}" for name, (_, query) in VIEWS.items()]
-        return ";\n".join(lines) + ";\n"
+    def _registrations(self) -> list[str]:
+        """Return the statements that let people write plain names: views, temporary ones over a folder's tables."""
+        kind = "VIEW" if self.folder is None else "TEMPORARY VIEW"
+        names = {name: self.name(name) for name in [*TABLES, *VIEWS]}
+        queries = {name: query.format(**names) for name, (_, query) in VIEWS.items()}
+        if self.folder is not None:
+            queries = {name: f"SELECT * FROM {self.name(name)}" for name in TABLES} | queries
+        place = "" if self.folder is not None else f"{'.'.join(map(quote_identifier, str(self.sink.schema).split('.')))}."
+        return [f"CREATE OR REPLACE {kind} {place}{quote_identifier(name)} AS {query}" for name, query in queries.items()]
 
     def sign_commits(self, metadata: Mapping[str, str]) -> None:
         """Set what every following commit carries as `userMetadata`: run_id and MLflow run id."""

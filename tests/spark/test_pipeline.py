@@ -268,7 +268,7 @@ def test_mlflow_and_delta_point_at_each_other(labelled: Run, folder: Path) -> No
     assert len(children) == 3
     assert all(child.data.metrics["macro_f1"] > 0.9 for child in children)
     artefact = mlflow.artifacts.download_artifacts(
-        run_id=parent.info.run_id, artifact_path="keywords.csv", tracking_uri=f"sqlite:///{folder}/tables/mlflow.db"
+        run_id=parent.info.run_id, artifact_path="tables/keywords.csv", tracking_uri=f"sqlite:///{folder}/tables/mlflow.db"
     )
     assert "striker" in Path(artefact).read_text(encoding="utf-8")
     history = labelled.tables.spark.sql(f"DESCRIBE HISTORY {labelled.tables.name('explanations')}").collect()
@@ -314,7 +314,8 @@ def test_views_lead_from_keywords_to_documents(labelled: Run) -> None:
     spark = labelled.tables.spark
     rows = spark.sql("SELECT * FROM keyword_evidence WHERE name = 'planted' AND word = 'striker' LIMIT 5").collect()
     assert len(rows) == 5
-    staged = {row["doc_id"]: bytes(row["text"]).decode() for row in labelled.tables.read("staged").collect()}
+    where = f"corpus_key = '{labelled.corpus.key}'"
+    staged = {row["doc_id"]: bytes(row["text"]).decode() for row in labelled.tables.read("staged").where(where).collect()}
     assert all(staged[row["doc_id"]][row["start"] : row["end"]] == "striker" for row in rows)
     dropped = spark.sql("SELECT DISTINCT drop_reason FROM keywords_dropped WHERE name = 'planted'").collect()
     assert dropped
