@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 # Documents a task: decides what shares a batch, so it must depend on the chunk alone, never on the cluster's size.
-_TASK_DOCUMENTS = 64
+_TASK_DOCUMENTS = 32
 
 STATUSES = ("explained", "no_label", "settled", "rejected")
 
@@ -152,7 +152,7 @@ class Attribution:
             for (increment, bucket), rows in _group_chunks(pending, wave):
                 place = f"increment = {increment} AND bucket = {bucket}"
                 owed = {row["explain_key"]: int(row["n_documents"]) for row in rows}
-                self._explain_chunk([model for model in wave if model.explain_key in owed], place, max(owed.values()))
+                self._explain_chunk([model for model in wave if model.explain_key in owed], place)
                 made = self._count(f"{self._where} AND {place} AND explain_key IN ({quote_list(list(owed))})")
                 if sum(made.values()) != sum(owed.values()):
                     raise AccountingError(
@@ -267,11 +267,11 @@ class Attribution:
         for start in range(0, len(ordered), size):
             yield ordered[start : start + size]
 
-    def _explain_chunk(self, models: Sequence[ExplainedModel], place: str, n_documents: int) -> None:
+    def _explain_chunk(self, models: Sequence[ExplainedModel], place: str) -> None:
         spark, plan = self.tables.spark, self.plan
         task = make_task(spark, plan, self.find_method, _as_tasks(models))
-        tasks = max(1, ceil(n_documents / _TASK_DOCUMENTS))
         documents = self._read_documents(models, place).where("size(splits) > 0")
+        tasks = max(1, ceil(documents.count() / _TASK_DOCUMENTS))
         ordered = documents.repartition(tasks, "text_digest").sortWithinPartitions("text_digest", "doc_id")
         explaining = _explaining(task, plan.execution.device, is_local(spark))
         explained = ordered.mapInArrow(explaining, TABLES["explanations"].schema)

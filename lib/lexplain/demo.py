@@ -25,13 +25,14 @@ models:
   splits: 3
   seed: 1
   epochs: 1
-  learning_rate: 1.0e-4
+  learning_rate: 2.0e-4
+  batch_size: 8
 method:
   id: integrated_gradients
   options: {rule: midpoint, nodes: 16}
 text: {max_tokens: 128, overlap: 0, max_windows: 1}
 keywords: {theta: 0.6, min_df: 5, top: 50}
-execution: {chunk_documents: 75, device: cpu}
+execution: {chunk_documents: 150, device: cpu}
 sink: {path: tables}
 """
 

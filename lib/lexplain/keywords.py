@@ -120,7 +120,7 @@ def rank_keywords(
         jackknife; it is null where all occurrences are in one group of documents.
 
         Runs on: Spark. Cost: one pass over the sums, and one over the documents for their frequencies.
-        Source: rules, Rönnqvist et al. 2022; correction, Nadeau & Bengio 2003, section 3; jackknife,
+        Source: rules, Rönnqvist et al. 2022; correction, Nadeau & Bengio 2003; jackknife,
         Kott 2001; distinctiveness, the code of Rönnqvist et al. 2022.
     """
     if not _is_empty(tables, keyword_key):
@@ -417,7 +417,7 @@ def _select_keywords(plan: Plan, keyword_key: str, n_splits: int, min_splits: in
     beyond_top = "false" if rules.top is None else f"position > {rules.top:d}"
     others = _sum("filter(counts, x -> x.label <> label)", "x.share")
     return f"""
-        , counted AS (
+        , described AS (
             SELECT *, get(filter(counts, x -> x.label = label), 0) AS class,
                 {others} / nullif((SELECT count(*) FROM classes) - 1, 0) AS share_of_others
             FROM measures LEFT JOIN frequencies USING (word)
@@ -427,7 +427,7 @@ def _select_keywords(plan: Plan, keyword_key: str, n_splits: int, min_splits: in
                 CASE WHEN n_selected < {min_splits:d} THEN 'selection_frequency'
                     WHEN coalesce(class.n, 0) <= {rules.min_df:d} THEN 'document_frequency'
                     WHEN NOT word RLIKE {quote_text(_LETTER)} THEN 'no_letter' END AS broken
-            FROM counted
+            FROM described
         ), spread AS (
             SELECT *, CASE WHEN broken IS NULL AND {max_classes} THEN 'max_classes' ELSE broken END AS broken_rule
             FROM (SELECT *, count_if(broken IS NULL) OVER (PARTITION BY word) AS n_classes FROM judged)

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = plan.read_text(encoding="utf-8")
     smaller = {"limit: 450 ": "limit: 150 ", "limit: 960 ": "limit: 360 ", "splits: 3": "splits: 2", "nodes: 16": "nodes: 8",
                "max_tokens: 128": "max_tokens: 64", "min_df: 5": "min_df: 3", "epochs: 1": "epochs: 20\n  train: head",
-               "learning_rate: 1.0e-4": "learning_rate: 3.0e-3"}  # fmt: skip
+               "learning_rate: 2.0e-4": "learning_rate: 3.0e-3"}  # fmt: skip
     for before, after in smaller.items():
         assert before in text
         text = text.replace(before, after)
