@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -52,6 +53,7 @@ class Run:
     tracker: RunTracker | None
     record: dict[str, Any]
     seconds: float = 0.0
+    _opened_at: int = 0
     _staged: dict[str, Staged] = field(default_factory=dict)
     _models: list[ExplainedModel] = field(default_factory=list)
 
@@ -136,7 +138,7 @@ class Run:
         )  # fmt: skip
         self.progress.advance(1)
         self.record |= {"keyword_key": key, "labelled_snapshot": None if labelled is None else labelled.version}
-        self.progress.finish("keyword table written")
+        self.progress.finish("keyword table ready")
         return key
 
     def _labelled(self) -> Staged | None:
@@ -178,21 +180,26 @@ class Run:
     def finish(self, status: Literal["finished", "stopped", "failed"], detail: str | None = None) -> None:
         """Write the run's last state to `runs` and to MLflow."""
         self.record |= {"status": status, "detail": detail, "finished_at": datetime.now(UTC)}
+        changed = self.tables.commits > self._opened_at
         _write_record(self.tables, self.record)
         if self.tracker is None:
             return
+        if changed or status != "finished":
+            self._log_results(self.tracker, status)
+        self.tracker.finish("FINISHED" if status == "finished" else "FAILED")
+
+    def _log_results(self, tracker: RunTracker, status: str) -> None:
         counts = self.record["documents_by_status"] or {}
         metrics = {f"documents/{name}": float(count) for name, count in counts.items()}
         if self.record["documents_per_second"]:
             metrics["documents_per_second"] = self.record["documents_per_second"]
         metrics |= self._quality()
-        self.tracker.log_metrics(metrics)
-        self.tracker.set_tags({f"delta.{name}": version for name, version in self.tables.versions().items()})
-        self.tracker.set_tags({"lexplain.status": status, "lexplain.keyword_key": self.record["keyword_key"] or ""})
+        tracker.log_metrics(metrics)
+        tracker.set_tags({f"delta.{name}": version for name, version in self.tables.versions().items()})
+        tracker.set_tags({"lexplain.status": status, "lexplain.keyword_key": self.record["keyword_key"] or ""})
         if self.record["keyword_key"] is not None:
             kept = self.tables.read("keywords").where(f"keyword_key = {quote_text(self.record['keyword_key'])} AND kept")
-            self.tracker.log_table("keywords", kept.orderBy("label", "rank").toArrow())
-        self.tracker.finish("FINISHED" if status == "finished" else "FAILED")
+            tracker.log_table("keywords", kept.orderBy("label", "rank").toArrow())
 
     def _quality(self) -> dict[str, float]:
         keys = self.record["explain_keys"] or []
@@ -240,14 +247,17 @@ def open_run(
             tracker.log_plan(plan.to_yaml())
         tables.sign_commits({"run_id": identity, "mlflow_run_id": "" if tracker is None else tracker.mlflow_run_id})
         record = _open_record(tables, plan, identity, None if tracker is None else tracker.mlflow_run_id)
-        run = Run(plan, find_method, tables, progress, identity, locations, tracker, record)
+        run = Run(plan, find_method, tables, progress, identity, locations, tracker, record, _opened_at=tables.commits)
         try:
             yield run
         except LimitError as error:
             run.finish("stopped", str(error))
             raise
         except BaseException as error:
-            run.finish("failed", f"{type(error).__name__}: {error}"[:2000])
+            try:
+                run.finish("failed", f"{type(error).__name__}: {error}"[:2000])
+            except Exception:  # the first error is the one to report; the session may be gone
+                logging.getLogger(__name__).exception("the failed run could not be recorded")
             raise
 
 

@@ -302,12 +302,17 @@ VIEWS: dict[str, tuple[str, str]] = {
 
 
 class Tables:
-    """The tables of one sink, opened in one session."""
+    """The tables of one sink, opened in one session.
+
+    Attributes:
+        commits: Commits made through this object.
+    """
 
     def __init__(self, spark: SparkSession, sink: Sink) -> None:
         self.spark = spark
         self.sink = sink
         self._metadata: dict[str, str] = {}
+        self.commits = 0
 
     @property
     def folder(self) -> Path | None:
@@ -338,13 +343,18 @@ class Tables:
                     f"sink.path={str(self.folder)!r} cannot be made ({error.strerror}). No table could be written. "
                     "Write a folder that you may write to."
                 ) from error
-        for table in TABLES.values():
-            self._create_table(table)
-        for statement in self._registrations():
+        statements = self._registrations()
+        catalog = "".join(f"{statement};\n" for statement in statements)
+        catalog = f"-- Tables of lexplain, schema version {SCHEMA_VERSION}. Run it first: spark-sql -i catalog.sql\n{catalog}"
+        written = None if self.folder is None else self.folder / "catalog.sql"
+        # Written last: a folder with this very catalogue has all tables, so that a second run need not open each.
+        if written is None or not written.is_file() or written.read_text(encoding="utf-8") != catalog:
+            for table in TABLES.values():
+                self._create_table(table)
+        for statement in statements:
             self.spark.sql(statement)
-        if self.folder is not None:
-            text = "".join(f"{statement};\n" for statement in self._registrations())
-            (self.folder / "catalog.sql").write_text(text, encoding="utf-8")
+        if written is not None:
+            written.write_text(catalog, encoding="utf-8")
 
     def open(self) -> None:
         """Register a folder's tables and views in the session by their plain names; creates no table.
@@ -428,6 +438,7 @@ class Tables:
         return [quote_identifier(name) for name, _, _ in TABLES[table].columns]
 
     def _save(self, writer: DataFrameWriter, table: str) -> None:
+        self.commits += 1
         writer = writer.option("userMetadata", json.dumps(self._metadata))
         if self.folder is not None:
             writer.save(str(self.folder / table))
