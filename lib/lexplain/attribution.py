@@ -361,7 +361,9 @@ def _check_models(spark: SparkSession, plan: Plan, find_method: FindMethod, mode
         yield pa.RecordBatch.from_pydict({"said": pa.array(said, pa.string())})
 
     places = 1 if local else count_slots(spark)
-    said = spark.range(places, numPartitions=places).mapInArrow(check, "said STRING").distinct().orderBy("said").collect()
+    said = (
+        spark.range(places, numPartitions=places).mapInArrow(check, "said STRING").distinct().orderBy("said").collect()
+    )
     if said:
         raise ModelError("\n".join(row["said"] for row in said))
 
@@ -404,6 +406,7 @@ def _outcome_row(outcome: Any) -> dict[str, Any]:
         return {"status": "rejected", "reason": outcome.reason, "explanations": None}
     names = ("label", "probability", "target_score", "baseline_score", "completeness_gap")
     explanations = [
-        {name: getattr(explanation, name) for name in names} | {"words": word_rows(explanation)} for explanation in outcome
+        {name: getattr(explanation, name) for name in names} | {"words": word_rows(explanation)}
+        for explanation in outcome
     ]
     return {"status": "explained" if outcome else "no_label", "reason": None, "explanations": explanations}

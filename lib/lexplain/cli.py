@@ -132,11 +132,18 @@ def show_keywords(console: Console, run: Run, key: str) -> None:
     """Print a keyword table."""
     from lexplain.tables import quote_text
 
-    rows = run.tables.read("keywords").where(f"keyword_key = {quote_text(key)} AND kept").orderBy("label", "rank").collect()
+    rows = (
+        run.tables.read("keywords")
+        .where(f"keyword_key = {quote_text(key)} AND kept")
+        .orderBy("label", "rank")
+        .collect()
+    )
     splits = rows[0]["n_splits"] if rows else 0
     counts = run.record["documents_by_status"] or {}
     console.print()
-    console.print(", ".join(f"{count} {status}" for status, count in counts.items() if count) + " (model, document) pairs")
+    console.print(
+        ", ".join(f"{count} {status}" for status, count in counts.items() if count) + " (model, document) pairs"
+    )
     console.print()
     print_keywords(console, [row.asDict() for row in rows], n_splits=splits)
     if not rows:
@@ -145,7 +152,9 @@ def show_keywords(console: Console, run: Run, key: str) -> None:
             " GROUP BY drop_reason ORDER BY n DESC"
         ).collect()
         why = ", ".join(f"{row['drop_reason']} {row['n']}" for row in dropped) or "no document counted as evidence"
-        console.print(f"No word was kept ({escape(why)}). Lower keywords.theta or keywords.min_df, or explain more documents.")
+        console.print(
+            f"No word was kept ({escape(why)}). Lower keywords.theta or keywords.min_df, or explain more documents."
+        )
 
 
 def _show_where(console: Console, plan: Plan, run: Run) -> None:
@@ -262,7 +271,9 @@ def compare_command(
                 f" {quote_text(name)}) AND keyword_key IS NOT NULL ORDER BY finished_at DESC LIMIT 1"
             ).collect()
             if not found:
-                raise ExplainError(f"{name!r} names no keyword table in {str(tables)!r}. Nothing could be compared. Write a plan's name.")
+                raise ExplainError(
+                    f"{name!r} names no keyword table in {str(tables)!r}. Nothing could be compared. Write a plan's name."
+                )
             keys.append(found[0]["keyword_key"])
         rows = compare_lists(opened, keys[0], keys[1])
         print_rows(terminal.console, list(rows[0].asDict()) if rows else ["label"], (tuple(row) for row in rows))

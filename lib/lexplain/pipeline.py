@@ -198,7 +198,9 @@ class Run:
         tracker.set_tags({f"delta.{name}": version for name, version in self.tables.versions().items()})
         tracker.set_tags({"lexplain.status": status, "lexplain.keyword_key": self.record["keyword_key"] or ""})
         if self.record["keyword_key"] is not None:
-            kept = self.tables.read("keywords").where(f"keyword_key = {quote_text(self.record['keyword_key'])} AND kept")
+            kept = self.tables.read("keywords").where(
+                f"keyword_key = {quote_text(self.record['keyword_key'])} AND kept"
+            )
             tracker.log_table("keywords", kept.orderBy("label", "rank").toArrow())
 
     def _quality(self) -> dict[str, float]:

@@ -69,7 +69,9 @@ def find_java() -> Path:
     try:
         answer = subprocess.run([found, "-version"], capture_output=True, text=True, timeout=60, check=False).stderr
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SessionError(f"java={found!r} does not run ({error}). Spark cannot start without it. {install}") from error
+        raise SessionError(
+            f"java={found!r} does not run ({error}). Spark cannot start without it. {install}"
+        ) from error
     version = re.search(r'version "(\d+)(?:\.(\d+))?', answer)
     major = 0 if version is None else int(version[1])
     if major not in SUPPORTED_JAVA:
@@ -142,10 +144,14 @@ def _resolve(ivy: Path, arrived: Path) -> None:
         if not found:
             tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
             blocked = "download failed" in tail or "download failed" in done.stderr
-            hint = "~/.m2/repository may hold a POM without its JAR: move it away and try again" if blocked else (
-                "Check the network, then try again"
+            hint = (
+                "~/.m2/repository may hold a POM without its JAR: move it away and try again"
+                if blocked
+                else ("Check the network, then try again")
             )
-            raise SessionError(f"Spark's resolver did not bring {name}. No Delta table could be written. {hint}.\n{tail}")
+            raise SessionError(
+                f"Spark's resolver did not bring {name}. No Delta table could be written. {hint}.\n{tail}"
+            )
         shutil.copy2(found[0], arrived / name)
 
 
@@ -229,7 +235,9 @@ def _check_delta(session: SparkSession) -> None:
 
 def is_local(spark: SparkSession) -> bool:
     """Return whether all tasks run in this one machine's process."""
-    return (spark.conf.get("spark.master", "") or "").startswith("local[") or spark.conf.get("spark.master", "") == "local"
+    return (spark.conf.get("spark.master", "") or "").startswith("local[") or spark.conf.get(
+        "spark.master", ""
+    ) == "local"
 
 
 def count_slots(spark: SparkSession) -> int:
@@ -237,7 +245,9 @@ def count_slots(spark: SparkSession) -> int:
     try:
         return max(1, int(spark.sparkContext.defaultParallelism))
     except Exception:  # Spark Connect has no context, and says so with an error class of its own
-        return int(spark.conf.get("spark.default.parallelism", spark.conf.get("spark.sql.shuffle.partitions", "8")) or 8)
+        return int(
+            spark.conf.get("spark.default.parallelism", spark.conf.get("spark.sql.shuffle.partitions", "8")) or 8
+        )
 
 
 def stop_session(spark: SparkSession) -> None:

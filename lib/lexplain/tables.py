@@ -100,7 +100,11 @@ TABLES: dict[str, Table] = {
                 ("text", "BINARY", "the document as it was found; bytes, since they may be invalid UTF-8"),
                 ("text_digest", "STRING", "SHA-256 of the bytes, hexadecimal"),
                 ("labels", "ARRAY<STRING>", "gold labels; null where the source has none"),
-                ("seen_by", "ARRAY<INT>", "splits whose model has seen the document; null where the source does not say"),
+                (
+                    "seen_by",
+                    "ARRAY<INT>",
+                    "splits whose model has seen the document; null where the source does not say",
+                ),
                 ("words", "ARRAY<STRING>", "distinct word keys of a labelled document, for document frequencies"),
             ),
             {"bucket_from_0": "bucket >= 0"},
@@ -233,7 +237,11 @@ TABLES: dict[str, Table] = {
                 ("n_documents", "BIGINT", "(split, document) pairs with the word among the top N"),
                 ("n_occurrences", "BIGINT", "occurrences there"),
                 ("document_frequency", "BIGINT", "documents of the class that hold the word"),
-                ("distinctiveness", "DOUBLE", "(df_c - mean df of the other classes) / df_c, df as shares of documents"),
+                (
+                    "distinctiveness",
+                    "DOUBLE",
+                    "(df_c - mean df of the other classes) / df_c, df as shares of documents",
+                ),
                 ("kept", "BOOLEAN", "the word is a keyword of the class"),
                 ("drop_reason", "STRING", "first rule that the word broke; null for kept words"),
             ),
@@ -345,7 +353,9 @@ class Tables:
                 ) from error
         statements = self._registrations()
         catalog = "".join(f"{statement};\n" for statement in statements)
-        catalog = f"-- Tables of lexplain, schema version {SCHEMA_VERSION}. Run it first: spark-sql -i catalog.sql\n{catalog}"
+        catalog = (
+            f"-- Tables of lexplain, schema version {SCHEMA_VERSION}. Run it first: spark-sql -i catalog.sql\n{catalog}"
+        )
         written = None if self.folder is None else self.folder / "catalog.sql"
         # Written last: a folder with this very catalogue has all tables, so that a second run need not open each.
         if written is None or not written.is_file() or written.read_text(encoding="utf-8") != catalog:
@@ -409,8 +419,12 @@ class Tables:
         queries = {name: query.format(**names) for name, (_, query) in VIEWS.items()}
         if self.folder is not None:
             queries = {name: f"SELECT * FROM {self.name(name)}" for name in TABLES} | queries
-        place = "" if self.folder is not None else f"{'.'.join(map(quote_identifier, str(self.sink.schema).split('.')))}."
-        return [f"CREATE OR REPLACE {kind} {place}{quote_identifier(name)} AS {query}" for name, query in queries.items()]
+        place = (
+            "" if self.folder is not None else f"{'.'.join(map(quote_identifier, str(self.sink.schema).split('.')))}."
+        )
+        return [
+            f"CREATE OR REPLACE {kind} {place}{quote_identifier(name)} AS {query}" for name, query in queries.items()
+        ]
 
     def sign_commits(self, metadata: Mapping[str, str]) -> None:
         """Set what every following commit carries as `userMetadata`: run_id and MLflow run id."""
@@ -502,4 +516,3 @@ def quote_text(text: str) -> str:
 def quote_list(texts: Sequence[str]) -> str:
     """Return SQL string literals, comma-separated, for an IN list; an impossible one when empty."""
     return ", ".join(map(quote_text, texts)) if texts else "NULL"
-

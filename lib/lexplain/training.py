@@ -136,7 +136,13 @@ def _train_wave(
 
 
 def _training(
-    plan: Plan, base: ModelLocation, splits: Sequence[Split], label_names: list[str], keys: dict[int, str], *, local: bool
+    plan: Plan,
+    base: ModelLocation,
+    splits: Sequence[Split],
+    label_names: list[str],
+    keys: dict[int, str],
+    *,
+    local: bool,
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """Return the function that executors run; it closes over plain values only."""
     from lexplain.finetune import Recipe
@@ -155,7 +161,9 @@ def _training(
     def train(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
-        documents = [row for batch in batches for row in batch.select(["text", "labels", "text_digest", "split"]).to_pylist()]
+        documents = [
+            row for batch in batches for row in batch.select(["text", "labels", "text_digest", "split"]).to_pylist()
+        ]
         if not documents:
             return
         split = drawn[documents[0]["split"]]
@@ -252,7 +260,11 @@ def _commit_model(
 
 
 def take_models(
-    tables: Tables, plan: Plan, find_method: FindMethod, locations: Sequence[ModelLocation], corpus_labels: Sequence[str]
+    tables: Tables,
+    plan: Plan,
+    find_method: FindMethod,
+    locations: Sequence[ModelLocation],
+    corpus_labels: Sequence[str],
 ) -> list[ExplainedModel]:
     """Return the models that the user brought, and commit a row for each.
 
@@ -288,7 +300,9 @@ def take_models(
             rows = tables.spark.createDataFrame([row], TABLES["models"].schema)
             tables.append(rows, "models", app_id=f"model/{key}")
         models.append(
-            ExplainedModel(split, explain_key(plan, find_method, location.digest, split), location.folder, location.digest, None)
+            ExplainedModel(
+                split, explain_key(plan, find_method, location.digest, split), location.folder, location.digest, None
+            )
         )
     return models
 
@@ -298,5 +312,3 @@ def _read_labels(location: ModelLocation) -> list[str]:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     names = config.get("id2label") or {str(number): f"LABEL_{number}" for number in range(config.get("num_labels", 2))}
     return [str(names[number]) for number in sorted(names, key=int)]
-
-

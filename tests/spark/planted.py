@@ -21,7 +21,7 @@ from lexplain.plan import Plan
 from lexplain.terminal import StageProgress
 
 CLUES = {"politics": "election", "sport": "striker", "NA": "bank"}
-FILLER = "the said was a for be team new as and of on user better phone camera final cup".split()
+FILLER = ["the", "said", "was", "a", "for", "be", "team", "new", "as", "and", "of", "on", "user", "better", "phone", "camera", "final", "cup"]
 
 
 def plant(n: int, *, seed: int, labels_per_text: Sequence[int] = (1,)) -> list[dict[str, Any]]:
@@ -75,7 +75,9 @@ def load_plan(plan: Mapping[str, Any]) -> Plan:
     return Plan.parse(yaml.safe_dump(dict(plan)), find_method)
 
 
-def run_plan(spark: SparkSession, plan: Mapping[str, Any], *, stages: Sequence[str] = ("fine_tune", "attribute", "aggregate")) -> Run:
+def run_plan(
+    spark: SparkSession, plan: Mapping[str, Any], *, stages: Sequence[str] = ("fine_tune", "attribute", "aggregate")
+) -> Run:
     """Run stages of a plan as the command line does; what was printed is in `run.progress.text`."""
     progress = RecordedProgress()
     with open_run(spark, load_plan(plan), find_method, progress) as run:

@@ -66,7 +66,9 @@ def test_it_prints_keywords_of_each_class(printed: str) -> None:
 
 
 def test_sport_shows_its_words_and_no_fragments(printed: str, folder: Path) -> None:
-    done = lexplain("sql", "--tables", "tables", "SELECT label, word FROM keywords_current ORDER BY label, rank", cwd=folder)
+    done = lexplain(
+        "sql", "--tables", "tables", "SELECT label, word FROM keywords_current ORDER BY label, rank", cwd=folder
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split("\t") for line in done.stdout.splitlines()[1:]]
     sport = {word for label, word in rows if label == "sports"}
@@ -101,5 +103,13 @@ def test_a_bad_plan_stops_before_spark(folder: Path) -> None:
 
 def test_the_demo_plan_says_what_it_does() -> None:
     """The sizes that the README's running time rests on."""
-    for part in ("limit: 450", "limit: 960", "splits: 3", "epochs: 1", "nodes: 16", "rule: midpoint", "max_tokens: 128"):
+    for part in (
+        "limit: 450",
+        "limit: 960",
+        "splits: 3",
+        "epochs: 1",
+        "nodes: 16",
+        "rule: midpoint",
+        "max_tokens: 128",
+    ):
         assert part in PLAN

@@ -135,7 +135,7 @@ def test_the_sql_function_gives_the_rows_of_the_job(spark: SparkSession, labelle
         one = answered[row["doc_id"]]["explanations"][row["label_rank"]]
         assert one["label"] == row["label"]
         assert one["probability"] == pytest.approx(row["probability"], abs=1e-5)
-        assert [word["word"] for word in one["words"]][0] == row["words"][0]["word"]
+        assert next(word["word"] for word in one["words"]) == row["words"][0]["word"]
         expected = {word["start"]: word["score"] for word in row["words"]}
         assert {word["start"]: word["score"] for word in one["words"]} == pytest.approx(expected, abs=1e-4)
         compared += 1
@@ -171,7 +171,9 @@ def test_a_worker_loads_each_model_once(spark: SparkSession, labelled: Run) -> N
     assert MODELS.loads == 0  # none in the driver
 
 
-def test_bad_documents_become_rows_with_reasons(spark: SparkSession, folder: Path, labelled: Run, tmp_path: Path) -> None:
+def test_bad_documents_become_rows_with_reasons(
+    spark: SparkSession, folder: Path, labelled: Run, tmp_path: Path
+) -> None:
     texts: list[tuple[str, bytes | None]] = [
         ("null", None), ("empty", b""), ("white", b" \n\t "), ("control", b"\x00\x01\x02"), ("symbols", b"... !!! ---"),
         ("utf8", b"caf\xe9 \xff bank"), ("long", b"bank " * 300_000), ("emoji", "😀😀".encode()), ("good", b"the bank said"),
@@ -210,7 +212,9 @@ def test_past_a_limit_the_run_stops_and_goes_on_later(spark: SparkSession, folde
 
 def test_models_the_user_brought(spark: SparkSession, folder: Path, labelled: Run, tmp_path: Path) -> None:
     found = labelled.models
-    uris = [model.folder for model in found[:2]] + [labelled.tables.read("models").where("split = 2").first()["mlflow_uri"]]  # type: ignore[index]
+    uris = [model.folder for model in found[:2]] + [
+        labelled.tables.read("models").where("split = 2").first()["mlflow_uri"]
+    ]  # type: ignore[index]
     assert uris[2].startswith("models:/")
     documents = [
         document | {"seen": " ".join(str(m.split) for m in found if m.drawn.trains_on(row["text_digest"]))}  # type: ignore[union-attr]
@@ -218,7 +222,10 @@ def test_models_the_user_brought(spark: SparkSession, folder: Path, labelled: Ru
         for row in [labelled.tables.read("staged").where(f"doc_id = '{document['doc_id']}'").first()]
     ][:60]
     write_json(tmp_path / "seen.jsonl", documents)
-    corpus = {"path": str(tmp_path / "seen.jsonl"), "columns": {"doc_id": "doc_id", "labels": "labels", "split": "seen"}}
+    corpus = {
+        "path": str(tmp_path / "seen.jsonl"),
+        "columns": {"doc_id": "doc_id", "labels": "labels", "split": "seen"},
+    }
     given = make_plan(folder, name="given", training=None, models={"uris": uris}) | {"corpus": corpus}
     run = run_plan(spark, given)
     rows = run.tables.read("explanations").where(f"corpus_key = '{run.corpus.key}'").select("doc_id", "split").collect()
@@ -268,7 +275,9 @@ def test_mlflow_and_delta_point_at_each_other(labelled: Run, folder: Path) -> No
     assert len(children) == 3
     assert all(child.data.metrics["macro_f1"] > 0.9 for child in children)
     artefact = mlflow.artifacts.download_artifacts(
-        run_id=parent.info.run_id, artifact_path="tables/keywords.csv", tracking_uri=f"sqlite:///{folder}/tables/mlflow.db"
+        run_id=parent.info.run_id,
+        artifact_path="tables/keywords.csv",
+        tracking_uri=f"sqlite:///{folder}/tables/mlflow.db",
     )
     assert "striker" in Path(artefact).read_text(encoding="utf-8")
     history = labelled.tables.spark.sql(f"DESCRIBE HISTORY {labelled.tables.name('explanations')}").collect()
@@ -315,7 +324,9 @@ def test_views_lead_from_keywords_to_documents(labelled: Run) -> None:
     rows = spark.sql("SELECT * FROM keyword_evidence WHERE name = 'planted' AND word = 'striker' LIMIT 5").collect()
     assert len(rows) == 5
     where = f"corpus_key = '{labelled.corpus.key}'"
-    staged = {row["doc_id"]: bytes(row["text"]).decode() for row in labelled.tables.read("staged").where(where).collect()}
+    staged = {
+        row["doc_id"]: bytes(row["text"]).decode() for row in labelled.tables.read("staged").where(where).collect()
+    }
     assert all(staged[row["doc_id"]][row["start"] : row["end"]] == "striker" for row in rows)
     dropped = spark.sql("SELECT DISTINCT drop_reason FROM keywords_dropped WHERE name = 'planted'").collect()
     assert dropped
@@ -327,6 +338,10 @@ def test_the_sacx_preset_runs_from_the_same_models(spark: SparkSession, folder: 
     plan["method"]["options"] = {"baseline": "the"}  # the tiny vocabulary has no "-"
     run = run_plan(spark, plan)
     assert load_plan(plan).text.merge == "absmax"
-    rows = run.tables.read("explanations").where(f"explain_key IN ({', '.join(repr(m.explain_key) for m in run.models)})")
-    assert {row["evaluations"] for row in rows.where("status = 'explained'").select("evaluations").distinct().collect()} == {30}
+    rows = run.tables.read("explanations").where(
+        f"explain_key IN ({', '.join(repr(m.explain_key) for m in run.models)})"
+    )
+    assert {
+        row["evaluations"] for row in rows.where("status = 'explained'").select("evaluations").distinct().collect()
+    } == {30}
     assert kept(run)["sport"][0] == "striker"
