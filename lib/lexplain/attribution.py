@@ -19,6 +19,7 @@ from lexplain.executor import (
     ExplainTask,
     ModelTask,
     choose_device,
+    describe_device,
     explain_batches,
     explain_texts,
     open_explainer,
@@ -129,11 +130,11 @@ class Attribution:
     corpus: Staged
     training: Staged | None
 
-    def explain(self, progress: Progress) -> float:
+    def explain(self, progress: Progress) -> str | None:
         """Explain every document with every model that has not trained on it; finished chunks are left alone.
 
         Returns:
-            Seconds of attribution spent in this call.
+            What the models ran on; None where nothing was left to do.
 
         Raises:
             ModelError: Executors cannot load a model; before the first task.
@@ -146,8 +147,10 @@ class Attribution:
         missing = sum(row["n_documents"] for row in pending)
         started = time.monotonic()
         progress.start("attribute", planned, "documents", planned - missing)
+        self._check_rejected(counts)
+        device = None
         if pending:
-            _check_models(self.tables.spark, self.plan, self.find_method, self.models)
+            device = _check_models(self.tables.spark, self.plan, self.find_method, self.models)
         for wave in self._waves():
             for (increment, bucket), rows in _group_chunks(pending, wave):
                 place = f"increment = {increment} AND bucket = {bucket}"
@@ -162,10 +165,10 @@ class Attribution:
                     )
                 counts = {status: counts[status] + made[status] for status in STATUSES}
                 progress.advance(sum(owed.values()))
-                self._check_limits(counts, (time.monotonic() - started) / 3600)
-        seconds = time.monotonic() - started
+                self._check_rejected(counts)
+                self._check_hours((time.monotonic() - started) / 3600)
         progress.finish(f"{planned} (model, document) pairs, {missing} made now")
-        return seconds
+        return device
 
     def count_documents(self) -> dict[str, int]:
         """Return (model, document) pairs by status, checked against the ledger.
@@ -173,6 +176,8 @@ class Attribution:
         Raises:
             AccountingError: They do not add up to the documents planned, or a pair has rows of two commits.
         """
+        # Without it, documents or models that no attribution has met yet would not be missed.
+        self._write_ledger()
         doubled = self.tables.spark.sql(
             f"SELECT count(*) AS n FROM (SELECT 1 FROM {self.tables.name('explanations')} WHERE {self._where}"
             " GROUP BY explain_key, doc_id, label_rank HAVING count(*) > 1)"
@@ -194,7 +199,8 @@ class Attribution:
     @property
     def _where(self) -> str:
         keys = quote_list([model.explain_key for model in self.models])
-        return f"corpus_key = {quote_text(self.corpus.key)} AND explain_key IN ({keys})"
+        place = f"corpus_key = {quote_text(self.corpus.key)} AND increment < {self.corpus.increments}"
+        return f"{place} AND explain_key IN ({keys})"
 
     def _count_planned(self) -> int:
         rows = self.tables.read("chunks").where(self._where).selectExpr("coalesce(sum(n_documents), 0) AS n").collect()
@@ -212,9 +218,7 @@ class Attribution:
         staged = self.tables.read("staged").where(f"corpus_key = {quote_text(self.corpus.key)} AND {where}")
         if self.training is None:
             staged = staged.selectExpr("*", "FALSE AS trainable")
-        elif self.training.key == self.corpus.key:
-            staged = staged.selectExpr("*", "coalesce(size(labels) > 0, FALSE) AS trainable")
-        else:
+        else:  # by text, also within one source: a copy without a label was trained on as well
             trained = (
                 self.tables.read("staged").where(f"corpus_key = {quote_text(self.training.key)} AND size(labels) > 0")
                 .selectExpr("text_digest", "TRUE AS in_training").distinct()
@@ -278,14 +282,21 @@ class Attribution:
         app_id = digest("explanations", sorted(model.explain_key for model in models), self.corpus.key, place)
         self.tables.append(explained, "explanations", app_id=f"explanations/{app_id}")
 
-    def _check_limits(self, counts: Mapping[str, int], hours: float) -> None:
+    def count_statuses(self) -> dict[str, int]:
+        """Return committed (model, document) pairs by status, whether they are all there or not."""
+        return self._count(self._where)
+
+    def _check_hours(self, hours: float) -> None:
         limits = self.plan.limits
+        hours *= 1 if is_local(self.tables.spark) else count_slots(self.tables.spark)
         if limits.device_hours is not None and hours > limits.device_hours:
             raise LimitError(
                 f"limits.device_hours={limits.device_hours} was passed after {hours:.2f} hours. What was committed stays; "
                 "run the same plan with a larger limit to go on."
             )
-        done = sum(counts.values())
+
+    def _check_rejected(self, counts: Mapping[str, int]) -> None:
+        limits, done = self.plan.limits, sum(counts.values())
         if limits.rejected_share is None or not done or counts["rejected"] / done <= limits.rejected_share:
             return
         reasons = self.tables.spark.sql(
@@ -336,8 +347,11 @@ def task_device(requested: Literal["auto", "cpu", "gpu"], local: bool) -> str:
     return choose_device(requested, addresses, local_partition=partition)
 
 
-def _check_models(spark: SparkSession, plan: Plan, find_method: FindMethod, models: Sequence[ExplainedModel]) -> None:
+def _check_models(spark: SparkSession, plan: Plan, find_method: FindMethod, models: Sequence[ExplainedModel]) -> str:
     """Let executors load every model once; a bad or unreachable one stops the job before the first task.
+
+    Returns:
+        The devices they ran on.
 
     Raises:
         ModelError: With the executor's own words.
@@ -352,20 +366,22 @@ def _check_models(spark: SparkSession, plan: Plan, find_method: FindMethod, mode
         for _ in batches:
             pass
         device = task_device(requested, local)
-        said = []
+        said: list[str | None] = []
         for model in task.models:
             try:
                 open_explainer(task, model, device)
             except ExplainError as error:
                 said.append(str(error))
-        yield pa.RecordBatch.from_pydict({"said": pa.array(said, pa.string())})
+        rows = [{"device": describe_device(device), "said": one} for one in said or [None]]
+        yield pa.RecordBatch.from_pylist(rows, schema=pa.schema([("device", pa.string()), ("said", pa.string())]))
 
     places = 1 if local else count_slots(spark)
-    said = (
-        spark.range(places, numPartitions=places).mapInArrow(check, "said STRING").distinct().orderBy("said").collect()
-    )
+    checked = spark.range(places, numPartitions=places).mapInArrow(check, "device STRING, said STRING")
+    rows = checked.distinct().orderBy("device", "said").collect()
+    said = sorted({row["said"] for row in rows if row["said"] is not None})
     if said:
-        raise ModelError("\n".join(row["said"] for row in said))
+        raise ModelError("\n".join(said))
+    return ", ".join(sorted({row["device"] for row in rows}))
 
 
 def register_explain(

@@ -51,10 +51,12 @@ class _Terminal:
     spark: SparkSession | None = None
 
     def open_session(self, name: str) -> SparkSession:
-        from lexplain.session import open_session
+        from lexplain.session import has_session, open_session
 
-        self.spark = open_session(name)
-        return self.spark
+        ours = not has_session()
+        session = open_session(name)
+        self.spark = session if ours else None  # a platform's own session outlives the command
+        return session
 
     def fail(self, error: BaseException, exit_code: int) -> None:
         print_error(self.console, error, self.log_file)
@@ -120,10 +122,11 @@ def run_stages(path: Path, command: str, stages: Callable[[Run], str | None]) ->
             with open_run(spark, plan, find_method, progress) as run:
                 key = stages(run)
                 run.finish("finished")
-                progress.close()
-                if key is not None:
-                    show_keywords(console, run, key)
-                    _show_where(console, plan, run)
+            progress.close()
+            # After the run is closed: a reader that goes away must not turn it into a failed one.
+            if key is not None:
+                show_keywords(console, run, key)
+                _show_where(console, plan, run)
         finally:
             progress.close()
 

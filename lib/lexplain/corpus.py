@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from lexplain.errors import CorpusError
 from lexplain.executor import add_word_keys
-from lexplain.keys import corpus_key, digest
+from lexplain.keys import corpus_key
 from lexplain.plan import Source
 from lexplain.tables import TABLES, Tables, quote_identifier, quote_text
 
@@ -51,8 +51,9 @@ def take_snapshot(spark: SparkSession, source: Source) -> str:
         CorpusError: The source is not there.
     """
     if source.kind in ("table", "delta"):
-        name = source.table if source.table is not None else f"delta.{quote_identifier(str(source.path))}"
-        name = ".".join(map(quote_identifier, source.table.split("."))) if source.table is not None else name
+        name = f"delta.{quote_identifier(str(source.path))}"
+        if source.table is not None:
+            name = ".".join(map(quote_identifier, source.table.split(".")))
         try:
             detail = spark.sql(f"DESCRIBE DETAIL {name}").collect()[0]
             version = spark.sql(f"DESCRIBE HISTORY {name} LIMIT 1").collect()[0]["version"]
@@ -70,11 +71,11 @@ def _list_files(spark: SparkSession, source: Source) -> str:
     try:
         files = (
             frame.selectExpr("_metadata.file_path AS path", "_metadata.file_size AS size",
-                             "CAST(_metadata.file_modification_time AS STRING) AS time")
+                             "unix_micros(_metadata.file_modification_time) AS time")
             .distinct().orderBy("path").collect()
         ) if source.kind == "table" else (
             spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(str(source.path))
-            .selectExpr("path", "length AS size", "CAST(modificationTime AS STRING) AS time").orderBy("path").collect()
+            .selectExpr("path", "length AS size", "unix_micros(modificationTime) AS time").orderBy("path").collect()
         )  # fmt: skip
     except Exception as error:
         raise _unreadable(source, error) from error
@@ -82,7 +83,7 @@ def _list_files(spark: SparkSession, source: Source) -> str:
     return "files@" + hashlib.sha256(listing.encode()).hexdigest()[:20]
 
 
-def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int, with_words: bool) -> Staged:
+def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int) -> Staged:
     """Bring a source's documents into `staged`; what is there already is left alone.
 
     The source is read once. A first reading is increment 0; documents appended later become further
@@ -93,7 +94,6 @@ def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int, wi
         source: What to read.
         name: The plan's section, for messages: `corpus` or `training`.
         chunk_documents: Documents a chunk; decides the number of buckets of a new increment.
-        with_words: Also store the distinct word keys of each document (labelled sources).
 
     Raises:
         CorpusError: The source cannot be read as mapped, holds no document, has ids that are null or occur
@@ -102,11 +102,11 @@ def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int, wi
     spark, key = tables.spark, corpus_key(source)
     done = tables.read("increments").where(f"corpus_key = {quote_text(key)}").collect()
     snapshot = take_snapshot(spark, source)
+    increment = sum(row["n_documents"] > 0 for row in done)
     if any(row["snapshot"] == snapshot for row in done):
-        return Staged(key, len(done), sum(row["n_documents"] for row in done))
+        return Staged(key, increment, sum(row["n_documents"] for row in done))
     read = read_documents(spark, source, name).persist()
     try:
-        increment = len(done)
         documents = _find_appended(tables, source, read, name) if increment else read
         count = _check_ids(documents, source, name)
         if count == 0 and increment == 0:
@@ -117,7 +117,7 @@ def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int, wi
             )
         buckets = ceil(count / chunk_documents)
         if count:
-            _write(tables, documents, key, increment, buckets, snapshot, with_words)
+            _write(tables, documents, key, increment, buckets, with_words=source.columns.labels is not None)
         row = spark.createDataFrame(
             [(key, increment, source.origin, snapshot, count, buckets)],
             "corpus_key STRING, increment INT, origin STRING, snapshot STRING, n_documents BIGINT, n_buckets INT",
@@ -125,7 +125,8 @@ def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int, wi
         tables.append(row, "increments", app_id=f"increment/{key}/{increment}/{snapshot}")
     finally:
         read.unpersist()
-    return Staged(key, increment + 1, count + sum(row["n_documents"] for row in done))
+    # A rewritten source without a new document is noted as read, and makes no increment.
+    return Staged(key, increment + (count > 0), count + sum(row["n_documents"] for row in done))
 
 
 def read_documents(spark: SparkSession, source: Source, name: str) -> DataFrame:
@@ -152,9 +153,9 @@ def read_documents(spark: SparkSession, source: Source, name: str) -> DataFrame:
             frame = frame.where(source.where)
         digest_of = "sha2(coalesce(text, X''), 256)"
         frame = frame.selectExpr(
-            "CAST(NULL AS STRING) AS doc_id" if columns.doc_id is None else f"CAST({_column(columns.doc_id)} AS STRING) AS doc_id",
-            f"CAST({_column(columns.text)} AS BINARY) AS text" if types[columns.text] in ("string", "binary")
-            else f"CAST(CAST({_column(columns.text)} AS STRING) AS BINARY) AS text",
+            "CAST(NULL AS STRING) AS doc_id" if columns.doc_id is None else f"CAST({quote_identifier(columns.doc_id)} AS STRING) AS doc_id",
+            f"CAST({quote_identifier(columns.text)} AS BINARY) AS text" if types[columns.text] in ("string", "binary")
+            else f"CAST(CAST({quote_identifier(columns.text)} AS STRING) AS BINARY) AS text",
             f"{_labels(columns.labels, types, source.label_separator)} AS labels",
             f"{_seen_by(columns.split, types)} AS seen_by",
         ).selectExpr("doc_id", "text", f"{digest_of} AS text_digest", "labels", "seen_by")  # fmt: skip
@@ -200,19 +201,15 @@ def _unreadable(source: Source, error: Exception) -> CorpusError:
     )
 
 
-def _column(name: str) -> str:
-    return quote_identifier(name)
-
-
 def _labels(column: str | None, types: dict[str, str], separator: str | None) -> str:
     if column is None:
         return "CAST(NULL AS ARRAY<STRING>)"
     if types[column].startswith("array"):
-        parts = f"transform({_column(column)}, x -> CAST(x AS STRING))"
+        parts = f"transform({quote_identifier(column)}, x -> CAST(x AS STRING))"
     elif separator is not None:
-        parts = f"split(CAST({_column(column)} AS STRING), concat('\\\\Q', {quote_text(separator)}, '\\\\E'))"
+        parts = f"split(CAST({quote_identifier(column)} AS STRING), concat('\\\\Q', {quote_text(separator)}, '\\\\E'))"
     else:
-        parts = f"array(CAST({_column(column)} AS STRING))"
+        parts = f"array(CAST({quote_identifier(column)} AS STRING))"
     # A document without a label in a labelled source has an empty list, never null.
     return f"array_sort(array_distinct(filter(transform(coalesce({parts}, array()), x -> trim(x)), x -> x != '')))"
 
@@ -221,9 +218,9 @@ def _seen_by(column: str | None, types: dict[str, str]) -> str:
     if column is None:
         return "CAST(NULL AS ARRAY<INT>)"
     if types[column].startswith("array"):
-        return f"coalesce(transform({_column(column)}, x -> CAST(x AS INT)), array())"
-    parts = f"split(trim(CAST({_column(column)} AS STRING)), '[ ,;]+')"
-    return f"coalesce(transform(filter({parts}, x -> x != ''), x -> CAST(x AS INT)), array())"
+        return f"coalesce(transform({quote_identifier(column)}, x -> try_cast(x AS INT)), array())"
+    parts = f"split(trim(CAST({quote_identifier(column)} AS STRING)), '[ ,;]+')"
+    return f"coalesce(transform(filter({parts}, x -> x != ''), x -> try_cast(x AS INT)), array())"
 
 
 def _check_ids(documents: DataFrame, source: Source, name: str) -> int:
@@ -253,12 +250,12 @@ def _check_ids(documents: DataFrame, source: Source, name: str) -> int:
 def _find_appended(tables: Tables, source: Source, documents: DataFrame, name: str) -> DataFrame:
     """Return the documents not staged before; refuse a source whose staged documents changed or vanished."""
     staged = tables.read("staged").where(f"corpus_key = {quote_text(corpus_key(source))}").selectExpr(
-        "doc_id", "text_digest AS staged_digest", "labels AS staged_labels"
+        "doc_id", "text_digest AS staged_digest", "labels AS staged_labels", "seen_by AS staged_seen"
     )  # fmt: skip
     joined = documents.join(staged, "doc_id", "full_outer")
     totals = joined.selectExpr(
         "count_if(text_digest IS NULL) AS deleted",
-        "count_if(text_digest != staged_digest OR NOT (labels <=> staged_labels) AND staged_digest IS NOT NULL"
+        "count_if(text_digest != staged_digest OR NOT (labels <=> staged_labels AND seen_by <=> staged_seen) AND staged_digest IS NOT NULL"
         " AND text_digest IS NOT NULL) AS changed",
     ).collect()[0]
     if totals["deleted"] or totals["changed"]:
@@ -270,9 +267,7 @@ def _find_appended(tables: Tables, source: Source, documents: DataFrame, name: s
     return documents.join(staged, "doc_id", "left_anti")
 
 
-def _write(
-    tables: Tables, documents: DataFrame, key: str, increment: int, buckets: int, snapshot: str, with_words: bool
-) -> None:
+def _write(tables: Tables, documents: DataFrame, key: str, increment: int, buckets: int, *, with_words: bool) -> None:
     staged = documents.selectExpr(
         f"{quote_text(key)} AS corpus_key",
         f"{increment} AS increment",
@@ -284,13 +279,40 @@ def _write(
     if with_words:
         staged = staged.mapInArrow(add_word_keys, TABLES["staged"].schema)
     shuffled = staged.repartition(min(buckets, 200), "bucket").sortWithinPartitions("bucket", "text_digest", "doc_id")
-    tables.append(shuffled, "staged", app_id=f"staged/{key}/{increment}/{digest(snapshot)}")
+    # Not an append: rows of a reading that was killed before its increment was recorded must not stay beside these.
+    tables.replace(shuffled, "staged", where={"corpus_key": key, "increment": str(increment)})
 
 
-def list_labels(tables: Tables, staged: Staged) -> list[tuple[str, Sequence[str]]]:
+def list_labelled(tables: Tables, staged: Staged) -> list[tuple[str, Sequence[str]]]:
     """Return (text digest, labels) of every labelled document, ordered by digest: what splits are drawn from."""
     rows = (
         tables.read("staged").where(f"corpus_key = {quote_text(staged.key)} AND size(labels) > 0")
         .select("text_digest", "labels").orderBy("text_digest", "doc_id").collect()
     )  # fmt: skip
     return [(row["text_digest"], list(row["labels"])) for row in rows]
+
+
+def list_labels(tables: Tables, staged: Staged) -> list[str]:
+    """Return the distinct gold labels of a staged source."""
+    labels = (
+        tables.read("staged").where(f"corpus_key = {quote_text(staged.key)}").selectExpr("explode(labels) AS label")
+    )
+    return sorted(row["label"] for row in labels.distinct().collect())
+
+
+def check_seen(tables: Tables, staged: Staged, source: Source, n_models: int) -> None:
+    """Refuse a split column that names models there are not: documents would be explained by who has seen them.
+
+    Raises:
+        CorpusError: A value is no number, or not from 0 to n_models - 1.
+    """
+    wrong = f"exists(seen_by, x -> x IS NULL OR x < 0 OR x >= {n_models})"
+    rows = tables.read("staged").where(f"corpus_key = {quote_text(staged.key)} AND {wrong}")
+    count = rows.count()
+    if count:
+        example = rows.select("doc_id", "seen_by").first()
+        raise CorpusError(
+            f"corpus.columns.split={source.columns.split!r} must hold numbers from 0 to {n_models - 1}, the places in "
+            f"models.uris; {count} documents hold others, as {example['doc_id'] if example else None!r}. They would have "
+            "been explained by models that have seen them. Number the models from 0."
+        )

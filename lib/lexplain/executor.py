@@ -181,6 +181,15 @@ def choose_device(
     return "cpu"
 
 
+def describe_device(device: str) -> str:
+    """Return a torch device by the name that people know: `cpu`, or the GPU's."""
+    if device == "cpu":
+        return device
+    import torch
+
+    return str(torch.cuda.get_device_name(device))
+
+
 def decode_document(data: bytes | str | None, max_characters: int) -> str:
     """Return a document's text.
 

@@ -33,14 +33,13 @@ def model_key(plan: Plan, base_digest: str, split: int, training_snapshot: str) 
     return digest("model", base_digest, _recipe(plan), split, reading, corpus_key(plan.training), training_snapshot)
 
 
-def explain_key(plan: Plan, find_method: FindMethod, model_digest: str, split: int) -> str:
+def explain_key(plan: Plan, find_method: FindMethod, model_digest: str, held_out: object) -> str:
     """Key of one model's explanations; holds no input version and no threshold.
 
-    Every key of `text` is in it: windows and merging change scores, `max_characters` whether there are any. The number
-    of the split counts only where a column of the corpus says by number which models have seen a document.
+    Every key of `text` is in it: windows and merging change scores, `max_characters` whether there are any. So is the
+    rule by which documents are held out from the model: it decides which documents the model owes.
     """
-    place = split if plan.corpus.columns.split is not None else None
-    return digest("explain", model_digest, place, *_method(plan, find_method), plan.text, WORD_RULES)
+    return digest("explain", model_digest, held_out, *_method(plan, find_method), plan.text, WORD_RULES)
 
 
 def evidence_key(plan: Plan) -> str:

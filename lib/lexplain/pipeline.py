@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,14 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lexplain.attribution import Attribution, ExplainedModel, Progress, register_explain
-from lexplain.corpus import Staged, list_labels, stage
-from lexplain.errors import LimitError
+from lexplain.corpus import Staged, check_seen, list_labels, stage
+from lexplain.errors import LimitError, ModelError, PlanError
 from lexplain.executor import ModelTask
-from lexplain.keys import corpus_key, explain_key, keyword_key, run_id
+from lexplain.keys import corpus_key, keyword_key, run_id
 from lexplain.keywords import rank_keywords, sum_words
+from lexplain.model_store import redact
 from lexplain.plan import FindMethod, Plan, Sink, Source
 from lexplain.tables import TABLES, Tables, quote_list, quote_text
-from lexplain.training import find_models, fine_tune_splits, take_models
+from lexplain.training import find_models, fine_tune_splits, key_of, take_models
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -41,7 +43,6 @@ class Run:
 
     Attributes:
         run_id: Digest of the plan's name and what its keys are made of.
-        seconds: Attribution time of this call.
     """
 
     plan: Plan
@@ -52,10 +53,10 @@ class Run:
     locations: list[ModelLocation]
     tracker: RunTracker | None
     record: dict[str, Any]
-    seconds: float = 0.0
     _opened_at: int = 0
     _staged: dict[str, Staged] = field(default_factory=dict)
     _models: list[ExplainedModel] = field(default_factory=list)
+    _counts: dict[str, int] = field(default_factory=dict)
 
     @property
     def corpus(self) -> Staged:
@@ -86,29 +87,53 @@ class Run:
             ModelError: They are not fine-tuned yet, or do not fit each other or the corpus.
         """
         if not self._models:
-            self._models = self._find_models()
-            self.record["explain_keys"] = [model.explain_key for model in self._models]
+            models = self._find_models()
+            self._check_labels(models)
+            self._models = models
+            first = models[0]
+            register_explain(
+                self.tables.spark, self.plan, self.find_method, ModelTask(0, None, first.folder, first.digest)
+            )
         return self._models
 
     def _find_models(self) -> list[ExplainedModel]:
         if self.plan.models.base is not None:
             assert self.training is not None
             return find_models(self.tables, self.plan, self.find_method, self.locations[0], self.training)
-        labels: list[str] = []
-        if self.plan.corpus.columns.labels is not None:
-            labels = sorted({label for _, names in list_labels(self.tables, self.corpus) for label in names})
-        return take_models(self.tables, self.plan, self.find_method, self.locations, labels)
+        if self.plan.corpus.columns.split is not None:
+            check_seen(self.tables, self.corpus, self.plan.corpus, len(self.locations))
+        return take_models(self.tables, self.plan, self.find_method, self.locations)
+
+    def _check_labels(self, models: list[ExplainedModel]) -> None:
+        """Refuse models whose labels meet neither the corpus's nor the plan's: every table would be empty."""
+        digests = quote_list([model.digest for model in models])
+        rows = self.tables.read("models").where(f"digest IN ({digests})").selectExpr("explode(labels) AS label")
+        known = {row["label"] for row in rows.distinct().collect()}
+        unknown = sorted(set(self.plan.keywords.labels) - known)
+        if unknown:
+            raise ModelError(
+                f"keywords.labels={unknown!r} are no labels of the models. Their tables would have been empty. "
+                f"Write labels out of: {', '.join(sorted(known))}."
+            )
+        if self.plan.evidence == "predicted":
+            return
+        gold = set(list_labels(self.tables, self.corpus))
+        if not gold & known:
+            raise ModelError(
+                f"the models' labels {sorted(known)[:10]} and the corpus's {sorted(gold)[:10]} have none in common. No "
+                "prediction would have counted as a true positive. Set id2label in the models' config.json, or write "
+                "keywords.evidence: predicted."
+            )
 
     def attribute(self) -> None:
         """Explain what is not explained yet, and check that every document is accounted for."""
-        before = self._count_explained()
-        try:
-            self.seconds = self._attribution.explain(self.progress)
-        finally:
-            made = self._count_explained() - before
-            if made and self.seconds:
-                self.record["documents_per_second"] = made / self.seconds
-        self.record["documents_by_status"] = self._attribution.count_documents()
+        before, started = self._attribution.count_statuses(), time.monotonic()
+        device = self._attribution.explain(self.progress)
+        seconds = time.monotonic() - started
+        self._counts = self._attribution.count_documents()
+        made = self._counts["explained"] - before["explained"]
+        if made:
+            self.record |= {"device": device, "documents_per_second": made / seconds}
 
     @property
     def _attribution(self) -> Attribution:
@@ -124,8 +149,7 @@ class Run:
             AccountingError: Attribution is not finished.
         """
         keys = [model.explain_key for model in self.models]
-        if self.record["documents_by_status"] is None or not self.seconds:
-            self.record["documents_by_status"] = self._attribution.count_documents()
+        self._counts = self._counts or self._attribution.count_documents()
         labelled = self._labelled()
         key = keyword_key(self.plan, keys, self.corpus.version, None if labelled is None else labelled.version)
         self.progress.start("aggregate", 1, "table")
@@ -137,7 +161,11 @@ class Run:
             test_share_ratio=share / (1 - share) if self.plan.models.base is not None else None,
         )  # fmt: skip
         self.progress.advance(1)
-        self.record |= {"keyword_key": key, "labelled_snapshot": None if labelled is None else labelled.version}
+        self.record |= {
+            "keyword_key": key,
+            "explain_keys": keys,
+            "labelled_snapshot": None if labelled is None else labelled.version,
+        }
         self.progress.finish("keyword table ready")
         return key
 
@@ -154,10 +182,7 @@ class Run:
         pinned = self._pinned(source, name)
         if pinned is None:
             self.progress.start(f"read {name}", 1, "source")
-            pinned = stage(
-                self.tables, source, name=name, chunk_documents=self.plan.execution.chunk_documents,
-                with_words=self.plan.labelled is not None and corpus_key(self.plan.labelled) == key,
-            )  # fmt: skip
+            pinned = stage(self.tables, source, name=name, chunk_documents=self.plan.execution.chunk_documents)
             self.progress.advance(1)
             self.progress.finish(f"{pinned.n_documents} documents staged")
         self._staged[key] = pinned
@@ -172,14 +197,14 @@ class Run:
         count = int(version.rsplit("/", 1)[1])
         return Staged(corpus_key(source), count, sum(row["n_documents"] for row in rows if row["increment"] < count))
 
-    def _count_explained(self) -> int:
-        keys = quote_list([model.explain_key for model in self.models])
-        where = f"corpus_key = {quote_text(self.corpus.key)} AND explain_key IN ({keys})"
-        return self.tables.read("explanations").where(f"{where} AND label_rank = 0 AND status = 'explained'").count()
-
     def finish(self, status: Literal["finished", "stopped", "failed"], detail: str | None = None) -> None:
         """Write the run's last state to `runs` and to MLflow."""
-        self.record |= {"status": status, "detail": detail, "finished_at": datetime.now(UTC)}
+        if not self._counts and self._models:
+            self._counts = self._attribution.count_statuses()
+        self.record |= {"status": status, "detail": None if detail is None else redact(detail)}
+        self.record["documents_by_status"] = self._counts or self.record["documents_by_status"]
+        if status == "finished":  # the views show the run that finished last
+            self.record["finished_at"] = datetime.now(UTC)
         changed = self.tables.commits > self._opened_at
         _write_record(self.tables, self.record)
         if self.tracker is None:
@@ -196,6 +221,7 @@ class Run:
         metrics |= self._quality()
         tracker.log_metrics(metrics)
         tracker.set_tags({f"delta.{name}": version for name, version in self.tables.versions().items()})
+        tracker.set_tags({f"version.{name}": version for name, version in self.record["versions"].items()})
         tracker.set_tags({"lexplain.status": status, "lexplain.keyword_key": self.record["keyword_key"] or ""})
         if self.record["keyword_key"] is not None:
             kept = self.tables.read("keywords").where(
@@ -272,12 +298,16 @@ def open_tables(spark: SparkSession, sink: Sink, find_method: FindMethod) -> Tab
     tables = Tables(spark, sink)
     tables.open()
     runs = tables.read("runs").where("keyword_key IS NOT NULL").orderBy("finished_at", ascending=False).head(1)
-    if runs:
-        plan = Plan.parse(runs[0]["plan"], find_method)
-        rows = tables.read("models").where("split = 0").select("folder", "digest").collect()
-        for row in rows:
-            if explain_key(plan, find_method, row["digest"], 0) == runs[0]["explain_keys"][0]:
-                register_explain(spark, plan, find_method, ModelTask(0, None, row["folder"], row["digest"]))
+    if not runs:
+        return tables
+    try:
+        plan = Plan.parse(runs[0]["plan"], find_method, check_files=False)
+    except PlanError:  # of an older lexplain, say: its tables can be read all the same
+        logging.getLogger(__name__).exception("explain(text) is not registered: the latest run's plan cannot be read")
+        return tables
+    for row in tables.read("models").where("split = 0").collect():
+        if key_of(plan, find_method, row.asDict()) == runs[0]["explain_keys"][0]:
+            register_explain(spark, plan, find_method, ModelTask(0, None, row["folder"], row["digest"]))
     return tables
 
 
@@ -289,8 +319,8 @@ def _open_record(tables: Tables, plan: Plan, identity: str, mlflow_run_id: str |
     # A finished run looks for new documents; an unfinished one goes on with the input of its first start.
     record["resumed"] = bool(rows) and record["status"] != "finished"
     record |= {
-        "run_id": identity, "name": plan.name, "status": "running", "plan": plan.to_yaml(), "finished_at": None,
-        "started_at": record["started_at"] or datetime.now(UTC), "detail": None, "mlflow_run_id": mlflow_run_id, "versions": _versions(), "device": plan.execution.device,
+        "run_id": identity, "name": plan.name, "status": "running", "plan": plan.to_yaml(),
+        "started_at": record["started_at"] or datetime.now(UTC), "detail": None, "mlflow_run_id": mlflow_run_id, "versions": _versions(),
     }  # fmt: skip
     _write_record(tables, record)
     return record

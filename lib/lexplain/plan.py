@@ -278,8 +278,13 @@ class Plan:
         return cls.parse(text, find_method, origin=str(path), folder=Path(path).resolve().parent)
 
     @classmethod
-    def parse(cls, text: str, find_method: FindMethod, *, origin: str = "plan", folder: Path | None = None) -> Plan:
+    def parse(
+        cls, text: str, find_method: FindMethod, *, origin: str = "plan", folder: Path | None = None,
+        check_files: bool = True,
+    ) -> Plan:  # fmt: skip
         """Check a plan given as YAML text; relative paths count from `folder`.
+
+        A stored plan is read with `check_files=False`: its inputs may be gone, its tables are not.
 
         Raises:
             PlanError: As `load`.
@@ -290,6 +295,8 @@ class Plan:
         if folder is not None:
             plan = _absolute(plan, folder)
         problems += [one for one in _check_across(plan, find_method, reading.sure) if reading.sure(one.field)]
+        if check_files:
+            problems += [one for one in _check_files(plan) if reading.sure(one.field)]
         if problems:
             raise PlanError(origin, problems)
         return plan
@@ -303,7 +310,9 @@ class Plan:
 
     @property
     def labelled(self) -> Source | None:
-        """The source whose labels count for class document frequencies, if there is one."""
+        """The source whose labels count for class document frequencies; None where predictions count instead."""
+        if self.evidence == "predicted":
+            return None
         if self.training is not None:
             return self.training
         return self.corpus if self.corpus.columns.labels else None
@@ -356,7 +365,6 @@ def _check_across(plan: Plan, find_method: FindMethod, sure: Sure) -> Iterator[P
     yield from _check_method(plan, find_method)
     yield from _check_keywords(plan, sure)
     yield from _check_sink(plan, sure)
-    yield from _check_files(plan)
     text = plan.text
     if not _NAME.fullmatch(plan.name):
         yield Problem("name", plan.name, "must be letters, digits, '.', '_' or '-', 100 at most",
@@ -388,8 +396,8 @@ def _check_models(plan: Plan, sure: Sure) -> Iterator[Problem]:
     if models.base is not None and plan.training is None:
         yield Problem("training", None, "is required with models.base", "There would be nothing to fine-tune on",
                       "Write training: {path: ..., columns: {labels: ...}}")  # fmt: skip
-    if models.base is not None and plan.training is not None and plan.training.columns.labels is None:
-        yield Problem("training.columns.labels", None, "is required with models.base", "There would be no labels to learn",
+    if plan.training is not None and plan.training.columns.labels is None:
+        yield Problem("training.columns.labels", None, "is required with training", "There would be no labels to learn",
                       "Write the name of the label column")  # fmt: skip
     if models.uris and models.corpus is None and seen is None and sure("corpus.columns.split"):
         yield Problem("models.corpus", None, "must say what the models have seen",
@@ -441,6 +449,11 @@ def _check_sink(plan: Plan, sure: Sure) -> Iterator[Problem]:
     sink, models = plan.sink, plan.models
     if sink.path is not None and os.path.isfile(sink.path):
         yield Problem("sink.path", sink.path, "is a file", "There would be no room for the tables", "Write a folder")
+    for field, path in (("sink.path", sink.path), ("models.folder", models.folder)):
+        if path is not None and not path.startswith("dbfs:") and not _is_local(path):
+            yield Problem(field, path, "must be a path that driver and executors mount, not a URI",
+                          "It would have been taken for a folder on each machine's own disk",
+                          "Write a mounted path such as /Volumes/... or /mnt/..., or sink.schema")  # fmt: skip
     if sink.schema is None:
         return
     if not _SCHEMA.fullmatch(sink.schema):

@@ -181,10 +181,7 @@ def open_session(
         _check_delta(active)
         return active
     builder = SparkSession.builder.appName(name)
-    submitted = "PYSPARK_GATEWAY_PORT" in os.environ or "SPARK_REMOTE" in os.environ
-    if submitted:
-        for key, value in {**DELTA_SETTINGS, **(settings or {})}.items():
-            builder = builder.config(key, value)
+    if "PYSPARK_GATEWAY_PORT" in os.environ or "SPARK_REMOTE" in os.environ:
         session = builder.getOrCreate()
         _check_delta(session)
         return session
@@ -196,6 +193,13 @@ def open_session(
     for key, value in {**_local_settings(), "spark.master": master or "local[*]", **(settings or {})}.items():
         builder = builder.config(key, value)
     return builder.getOrCreate()
+
+
+def has_session() -> bool:
+    """Return whether this process has a Spark session already, as a platform's notebook or job does."""
+    from pyspark.sql import SparkSession
+
+    return SparkSession.getActiveSession() is not None
 
 
 def _local_settings() -> dict[str, str]:

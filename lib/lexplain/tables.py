@@ -260,7 +260,7 @@ TABLES: dict[str, Table] = {
                 ("name", "STRING", "the plan's name"),
                 ("status", "STRING", "running, finished, stopped (a limit was passed) or failed"),
                 ("started_at", "TIMESTAMP", "first start"),
-                ("finished_at", "TIMESTAMP", "null while unfinished"),
+                ("finished_at", "TIMESTAMP", "when it last finished; null before"),
                 ("plan", "STRING", "the plan as YAML, defaults written out"),
                 ("corpus_key", "STRING", "source of the corpus"),
                 ("corpus_snapshot", "STRING", "version of it that the run reads, pinned at its first start"),
@@ -284,7 +284,7 @@ VIEWS: dict[str, tuple[str, str]] = {
     "runs_current": (
         "the latest finished run of each plan name",
         "SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY name ORDER BY finished_at DESC, run_id) AS recency"
-        " FROM {runs} WHERE keyword_key IS NOT NULL) WHERE recency = 1",
+        " FROM {runs} WHERE keyword_key IS NOT NULL AND finished_at IS NOT NULL) WHERE recency = 1",
     ),
     "keywords_current": (
         "kept words of each plan name's latest run",
@@ -363,8 +363,10 @@ class Tables:
                 self._create_table(table)
         for statement in statements:
             self.spark.sql(statement)
-        if written is not None:
-            written.write_text(catalog, encoding="utf-8")
+        if written is not None and (not written.is_file() or written.read_text(encoding="utf-8") != catalog):
+            part = written.with_suffix(".part")
+            part.write_text(catalog, encoding="utf-8")
+            part.rename(written)  # other processes may be reading it
 
     def open(self) -> None:
         """Register a folder's tables and views in the session by their plain names; creates no table.
@@ -475,7 +477,7 @@ class Tables:
 
 @contextmanager
 def _hold(folder: Path | None, wait_seconds: float) -> Iterator[None]:
-    if folder is None or "://" in str(folder):
+    if folder is None:
         yield
         return
     import os

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lexplain.attribution import ExplainedModel, Progress, task_device
-from lexplain.corpus import Staged, list_labels
+from lexplain.corpus import Staged, list_labelled
 from lexplain.errors import CorpusError, ModelError
 from lexplain.executor import decode_document
 from lexplain.keys import digest, explain_key, model_key
-from lexplain.model_store import digest_folder, fetch_model
+from lexplain.model_store import digest_folder, fetch_model, redact
 from lexplain.plan import FindMethod, Plan
 from lexplain.session import count_slots, is_local
 from lexplain.splits import Split, draw_split
@@ -50,7 +50,7 @@ def draw_splits(tables: Tables, plan: Plan, training: Staged) -> tuple[list[Spli
     Raises:
         CorpusError: No document has a label, several labels stand where the plan says one, or no draw serves.
     """
-    labelled = list_labels(tables, training)
+    labelled = list_labelled(tables, training)
     several = sum(len(labels) > 1 for _, labels in labelled)
     if several and not plan.models.multi_label:
         raise CorpusError(
@@ -80,13 +80,22 @@ def find_models(
     return [
         ExplainedModel(
             split=row["split"],
-            explain_key=explain_key(plan, find_method, row["digest"], row["split"]),
+            explain_key=key_of(plan, find_method, row.asDict()),
             folder=row["folder"],
             digest=row["digest"],
             drawn=Split(row["seed"], row["split"], row["draw"], row["test_share"]),
         )
         for row in sorted(rows, key=lambda row: int(row["split"]))
     ]
+
+
+def key_of(plan: Plan, find_method: FindMethod, row: Mapping[str, Any]) -> str:
+    """Return the explain_key of a row of `models`."""
+    if row["seed"] is not None:
+        held_out: object = (row["seed"], row["split"], row["draw"], row["test_share"], row["training_snapshot"])
+    else:
+        held_out = plan.models.corpus or row["split"]
+    return explain_key(plan, find_method, row["digest"], held_out)
 
 
 def fine_tune_splits(
@@ -260,16 +269,12 @@ def _commit_model(
 
 
 def take_models(
-    tables: Tables,
-    plan: Plan,
-    find_method: FindMethod,
-    locations: Sequence[ModelLocation],
-    corpus_labels: Sequence[str],
+    tables: Tables, plan: Plan, find_method: FindMethod, locations: Sequence[ModelLocation]
 ) -> list[ExplainedModel]:
     """Return the models that the user brought, and commit a row for each.
 
     Raises:
-        ModelError: Two of them are the same, their labels differ, or none of them is a gold label of the corpus.
+        ModelError: Two of them are the same, or their labels differ.
     """
     twice = {location.digest for location in locations}
     if len(twice) < len(locations):
@@ -284,26 +289,16 @@ def take_models(
                 f"models.uris={location.uri!r} has the labels {names}, the first model has {labels[0]}. Words of "
                 "different classes would have been compared. Bring models of one label set."
             )
-    if plan.evidence == "true_positives" and corpus_labels and not set(labels[0]) & set(corpus_labels):
-        raise ModelError(
-            f"models.uris: the models' labels {labels[0][:10]} and the corpus's {list(corpus_labels)[:10]} have none in "
-            "common. No prediction would have counted as a true positive. Set id2label in the models' config.json, or "
-            "write keywords.evidence: predicted."
-        )
     models = []
     for split, (location, names) in enumerate(zip(locations, labels, strict=True)):
-        key = digest("given", location.digest, split)
+        key = digest("given", location.digest, location.folder, split)
+        row: dict[str, Any] = {name: None for name, _, _ in TABLES["models"].columns}
+        row |= {"model_key": key, "split": split, "uri": redact(location.uri), "folder": location.folder,
+                "digest": location.digest, "labels": names}  # fmt: skip
         if not tables.read("models").where(f"model_key = {quote_text(key)}").head(1):
-            row: dict[str, Any] = {name: None for name, _, _ in TABLES["models"].columns}
-            row |= {"model_key": key, "split": split, "uri": location.uri, "folder": location.folder,
-                    "digest": location.digest, "labels": names}  # fmt: skip
-            rows = tables.spark.createDataFrame([row], TABLES["models"].schema)
-            tables.append(rows, "models", app_id=f"model/{key}")
-        models.append(
-            ExplainedModel(
-                split, explain_key(plan, find_method, location.digest, split), location.folder, location.digest, None
-            )
-        )
+            tables.append(tables.spark.createDataFrame([row], TABLES["models"].schema), "models", app_id=f"model/{key}")
+        explained = key_of(plan, find_method, row)
+        models.append(ExplainedModel(split, explained, location.folder, location.digest, None))
     return models
 
 

@@ -81,7 +81,7 @@ sink: 5
 mlfow: {}
 """)
     assert set(found) == {
-        "nmae", "corpus.pth", "corpus.limit", "corpus.columns.lables", "corpus.sample", "training", "models.splits",
+        "nmae", "corpus.pth", "corpus.limit", "corpus.columns.lables", "corpus.sample", "training", "training.columns.labels", "models.splits",
         "models.train", "models.epochs", "models.corpus", "method.options.nods", "text.overlap", "keywords.theta",
         "keywords.labels", "execution.device", "sink", "mlfow",
     }  # fmt: skip
@@ -719,7 +719,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
 READY_CHANGES: list[tuple[str, Any, set[str]]] = [
     ("models__uris", ["models:/c/1", "models:/d/1"], set()),  # their digests count
     ("models__corpus", None, {"run"}),
-    ("corpus__columns__split", "seen", SOURCE | {"explain"}),
+    ("corpus__columns__split", "seen", SOURCE),
 ]
 
 

@@ -21,7 +21,26 @@ from lexplain.plan import Plan
 from lexplain.terminal import StageProgress
 
 CLUES = {"politics": "election", "sport": "striker", "NA": "bank"}
-FILLER = ["the", "said", "was", "a", "for", "be", "team", "new", "as", "and", "of", "on", "user", "better", "phone", "camera", "final", "cup"]
+FILLER = [
+    "the",
+    "said",
+    "was",
+    "a",
+    "for",
+    "be",
+    "team",
+    "new",
+    "as",
+    "and",
+    "of",
+    "on",
+    "user",
+    "better",
+    "phone",
+    "camera",
+    "final",
+    "cup",
+]
 
 
 def plant(n: int, *, seed: int, labels_per_text: Sequence[int] = (1,)) -> list[dict[str, Any]]:

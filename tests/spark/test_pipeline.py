@@ -233,9 +233,12 @@ def test_models_the_user_brought(spark: SparkSession, folder: Path, labelled: Ru
     assert {(row["doc_id"], row["split"]) for row in rows} == {
         (doc_id, split) for doc_id, splits in seen.items() for split in range(3) if split not in splits
     }
-    # The same model under another name: the explanations made before would fit, were the corpus the same.
+    unseen = {"path": corpus["path"], "columns": {"doc_id": "doc_id", "labels": "labels"}}
+    twice = given | {"name": "twice", "corpus": unseen, "models": {"uris": [uris[0], uris[0]], "corpus": "unseen"}}
     with pytest.raises(ModelError, match="different models"):
-        run_plan(spark, given | {"name": "twice", "models": {"uris": [uris[0], uris[0]]}})
+        run_plan(spark, twice)
+    with pytest.raises(CorpusError, match="from 0 to 1"):
+        run_plan(spark, given | {"name": "fewer", "models": {"uris": uris[:2]}})
 
 
 def test_appended_documents_are_an_increment(spark: SparkSession, folder: Path, labelled: Run, tmp_path: Path) -> None:
