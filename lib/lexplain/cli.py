@@ -154,7 +154,13 @@ def show_keywords(console: Console, run: Run, key: str) -> None:
             f"SELECT drop_reason, count(*) AS n FROM {run.tables.name('keywords')} WHERE keyword_key = {quote_text(key)}"
             " GROUP BY drop_reason ORDER BY n DESC"
         ).collect()
-        why = ", ".join(f"{row['drop_reason']} {row['n']}" for row in dropped) or "no document counted as evidence"
+        if not dropped:
+            console.print(
+                f"No keyword: no prediction above keywords.probability={run.plan.keywords.probability} counted as evidence "
+                f"({run.plan.evidence}). Look at the models' F1 in the table models: train longer, or lower the probability."
+            )
+            return
+        why = ", ".join(f"{row['drop_reason']} {row['n']}" for row in dropped)
         console.print(
             f"No word was kept ({escape(why)}). Lower keywords.theta or keywords.min_df, or explain more documents."
         )

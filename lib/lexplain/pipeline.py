@@ -261,7 +261,9 @@ def open_run(
 
     tables = Tables(spark, plan.sink)
     with tables.lock(wait_seconds):
+        progress.start("open tables", 1, "sink")
         tables.create()
+        progress.finish(plan.sink.path or str(plan.sink.schema))
         uri = tracking_uri(plan)
         names = plan.models.uris or (str(plan.models.base),)
         locations = [locate_model(name, uri) for name in names]

@@ -153,7 +153,9 @@ def _summarise(error: BaseException) -> str:
         raised = re.findall(r"^(?:[A-Za-z_]\w*\.)*[A-Z]\w*: .*$", text, flags=re.MULTILINE)
         text = raised[-1] if raised else text
         text = re.sub(r"^lexplain\.errors\.\w+: ", "", text)
-    return text.split("\n\nJVM stacktrace", 1)[0]
+    text = text.split("\n\nJVM stacktrace", 1)[0]
+    # Spark adds the query's plan to what it says of a wrong query; that is for the log.
+    return re.split(r"\n(?=['+=:])", text, maxsplit=1)[0].rstrip("; \n")
 
 
 def print_rows(console: Console, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

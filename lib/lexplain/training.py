@@ -125,7 +125,13 @@ def fine_tune_splits(
             uri = folder if tracker is None else _log_model(tracker, plan, split, folder, row)
             _commit_model(tables, plan, training, split, keys[split.number], folder, uri, label_names, row)
             progress.advance(1)
-    progress.finish(f"{len(splits)} models, {len(pending)} trained now")
+    where = f"model_key IN ({quote_list(list(keys.values()))})"
+    quality = (
+        tables.read("models").where(where).selectExpr("min(macro_f1) AS low", "max(macro_f1) AS high").collect()[0]
+    )
+    progress.finish(
+        f"{len(splits)} models, {len(pending)} trained now, macro F1 {quality['low']:.2f} to {quality['high']:.2f}"
+    )
 
 
 def _train_wave(

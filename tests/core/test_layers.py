@@ -38,6 +38,7 @@ LAYERS = (
     ("pipeline",),
     ("terminal", "demo"),
     ("cli",),
+    ("__main__",),
 )
 
 # Where less is allowed than the layer says.
