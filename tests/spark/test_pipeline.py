@@ -348,3 +348,21 @@ def test_the_sacx_preset_runs_from_the_same_models(spark: SparkSession, folder: 
         row["evaluations"] for row in rows.where("status = 'explained'").select("evaluations").distinct().collect()
     } == {30}
     assert kept(run)["sport"][0] == "striker"
+
+
+def test_a_schema_of_the_catalog_as_sink(spark: SparkSession, folder: Path, tmp_path: Path) -> None:
+    spark.sql(f"CREATE SCHEMA IF NOT EXISTS words LOCATION '{tmp_path}/words'")
+    models = make_plan(folder)["models"] | {"folder": str(tmp_path / "models")}
+    plan = make_plan(folder, sink=None, models=models, mlflow={"enabled": False}) | {"sink": {"schema": "words"}}
+    first = run_plan(spark, plan)
+    again = run_plan(spark, plan)
+    assert kept(first)["sport"][0] == "striker"
+    assert versions(again) == versions(first)
+    rows = spark.sql("SELECT label, word FROM words.keywords_current WHERE rank = 1").collect()
+    assert {row["label"]: row["word"] for row in rows} == CLUES
+    described = {row["col_name"]: row["comment"] for row in spark.sql("DESCRIBE TABLE words.keywords").collect()}
+    assert described["rank"].startswith("1 is the strongest")
+    with pytest.raises(Exception, match="frequency_share"):
+        spark.sql(
+            "INSERT INTO words.keywords (keyword_key, kept, drop_reason, selection_frequency) VALUES ('x', FALSE, 'y', 7)"
+        )
