@@ -143,7 +143,7 @@ class Attribution:
         """
         self._write_ledger()
         pending = self._find_pending()
-        planned, counts = self._count_planned(), self._count(self._where)
+        planned, counts = self._count_planned(), self.count_statuses()
         missing = sum(row["n_documents"] for row in pending)
         started = time.monotonic()
         progress.start("attribute", planned, "documents", planned - missing)
@@ -187,7 +187,7 @@ class Attribution:
                 f"{doubled} (model, document, label) rows are there twice. Their words would count double. "
                 "Write to a new sink, and report what happened before."
             )
-        counts, planned = self._count(self._where), self._count_planned()
+        counts, planned = self.count_statuses(), self._count_planned()
         if sum(counts.values()) != planned:
             raise AccountingError(
                 f"explained + no_label + settled + rejected = {sum(counts.values())}, but {planned} documents were "

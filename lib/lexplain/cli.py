@@ -91,6 +91,12 @@ def _terminal(command: str, folder: Path | None) -> Iterator[_Terminal]:
         raise typer.Exit(state.exit_code)
 
 
+def _refuse(error: ExplainError, exit_code: int) -> typer.Exit:
+    """Say on stderr why nothing was started, and return the exit to raise."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), markup=False, emoji=False)
+    return typer.Exit(exit_code)
+
+
 def load_plan(path: Path) -> Plan:
     """Return a checked plan; every problem of it is raised at once."""
     from lexplain.methods import find_method
@@ -106,8 +112,7 @@ def run_stages(path: Path, command: str, stages: Callable[[Run], str | None]) ->
     try:
         plan = load_plan(path)
     except PlanError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), markup=False, emoji=False)
-        raise typer.Exit(BAD_PLAN) from None
+        raise _refuse(error, BAD_PLAN) from None
     sink = None if plan.sink.path is None else Path(plan.sink.path)
     with _terminal(command, sink) as terminal:
         console = terminal.console
@@ -178,18 +183,6 @@ def _show_where(console: Console, plan: Plan, run: Run) -> None:
         console.print(f"[bold]MLflow[/bold]   run {run.tracker.mlflow_run_id}", soft_wrap=True)
 
 
-def _fine_tune(run: Run) -> None:
-    run.fine_tune()
-
-
-def _attribute(run: Run) -> None:
-    run.attribute()
-
-
-def _aggregate(run: Run) -> str:
-    return run.aggregate()
-
-
 def _run(run: Run) -> str:
     run.fine_tune()
     run.attribute()
@@ -208,19 +201,19 @@ def run_command(plan: PlanPath) -> None:
 @app.command("fine-tune")
 def fine_tune_command(plan: PlanPath) -> None:
     """Fine-tune the plan's base model on its random splits."""
-    run_stages(plan, "fine-tune", _fine_tune)
+    run_stages(plan, "fine-tune", lambda run: run.fine_tune())
 
 
 @app.command("attribute")
 def attribute_command(plan: PlanPath) -> None:
     """Explain the corpus with the fine-tuned models."""
-    run_stages(plan, "attribute", _attribute)
+    run_stages(plan, "attribute", lambda run: run.attribute())
 
 
 @app.command("aggregate")
 def aggregate_command(plan: PlanPath) -> None:
     """Make the keyword table from the explanations."""
-    run_stages(plan, "aggregate", _aggregate)
+    run_stages(plan, "aggregate", lambda run: run.aggregate())
 
 
 @app.command("demo")
@@ -233,8 +226,7 @@ def demo_command(
     try:
         plan = write_demo(folder)
     except ExplainError as error:
-        Console(stderr=True).print(str(error), markup=False, emoji=False)
-        raise typer.Exit(FAILED) from None
+        raise _refuse(error, FAILED) from None
     run_stages(plan, "demo", _run)
 
 
@@ -310,8 +302,7 @@ def fetch_jars_command() -> None:
     try:
         console.print(f"Delta JARs: {escape(str(fetch_jars()))}")
     except ExplainError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), markup=False, emoji=False)
-        raise typer.Exit(FAILED) from None
+        raise _refuse(error, FAILED) from None
 
 
 @plan_app.command("new")
@@ -329,8 +320,7 @@ def plan_check_command(plan: PlanPath) -> None:
     try:
         checked = load_plan(plan)
     except PlanError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), markup=False, emoji=False)
-        raise typer.Exit(BAD_PLAN) from None
+        raise _refuse(error, BAD_PLAN) from None
     Console(highlight=False).print(f"{escape(checked.name)}: no problem found")
 
 
@@ -340,8 +330,7 @@ def plan_show_command(plan: PlanPath) -> None:
     try:
         sys.stdout.write(load_plan(plan).to_yaml())
     except PlanError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), markup=False, emoji=False)
-        raise typer.Exit(BAD_PLAN) from None
+        raise _refuse(error, BAD_PLAN) from None
 
 
 def main(argv: list[str] | None = None) -> Any:

@@ -358,12 +358,13 @@ class Tables:
         )
         written = None if self.folder is None else self.folder / "catalog.sql"
         # Written last: a folder with this very catalogue has all tables, so that a second run need not open each.
-        if written is None or not written.is_file() or written.read_text(encoding="utf-8") != catalog:
+        current = written is not None and written.is_file() and written.read_text(encoding="utf-8") == catalog
+        if not current:
             for table in TABLES.values():
                 self._create_table(table)
         for statement in statements:
             self.spark.sql(statement)
-        if written is not None and (not written.is_file() or written.read_text(encoding="utf-8") != catalog):
+        if written is not None and not current:
             part = written.with_suffix(".part")
             part.write_text(catalog, encoding="utf-8")
             part.rename(written)  # other processes may be reading it

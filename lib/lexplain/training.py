@@ -109,9 +109,8 @@ def fine_tune_splits(
     """
     splits, label_names = draw_splits(tables, plan, training)
     keys = {split.number: model_key(plan, base.digest, split.number, training.version) for split in splits}
-    done = {
-        row["model_key"] for row in tables.read("models").where(f"model_key IN ({quote_list(list(keys.values()))})").collect()
-    }  # fmt: skip
+    ours = f"model_key IN ({quote_list(list(keys.values()))})"
+    done = {row["model_key"] for row in tables.read("models").where(ours).select("model_key").collect()}
     pending = [split for split in splits if keys[split.number] not in done]
     progress.start("fine-tune", len(splits), "models", len(splits) - len(pending))
     # One machine trains one model at a time, on all of its cores; a cluster trains a model a task.
@@ -125,10 +124,7 @@ def fine_tune_splits(
             uri = folder if tracker is None else _log_model(tracker, plan, split, folder, row)
             _commit_model(tables, plan, training, split, keys[split.number], folder, uri, label_names, row)
             progress.advance(1)
-    where = f"model_key IN ({quote_list(list(keys.values()))})"
-    quality = (
-        tables.read("models").where(where).selectExpr("min(macro_f1) AS low", "max(macro_f1) AS high").collect()[0]
-    )
+    quality = tables.read("models").where(ours).selectExpr("min(macro_f1) AS low", "max(macro_f1) AS high").collect()[0]
     progress.finish(
         f"{len(splits)} models, {len(pending)} trained now, macro F1 {quality['low']:.2f} to {quality['high']:.2f}"
     )

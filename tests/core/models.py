@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from lexplain.classifier import Classifier
@@ -192,6 +193,38 @@ def save_classifier(
                 weight.normal_(0.0, 0.1)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
+    return folder
+
+
+# Planted corpora: the word that decides each label, and words that decide nothing.
+CLUES = {"politics": "election", "sport": "striker", "NA": "bank"}
+FILLER = [
+    "the",
+    "said",
+    "was",
+    "a",
+    "for",
+    "be",
+    "team",
+    "new",
+    "as",
+    "and",
+    "of",
+    "on",
+    "user",
+    "better",
+    "phone",
+    "camera",
+]
+
+
+def save_trainable(folder: Path) -> Path:
+    """Save a tiny BERT whose head has another size, as a checkpoint from the Hub may have one."""
+    save_classifier(folder, "bert", labels=("one", "two"))
+    weights = load_file(folder / "model.safetensors")
+    # smaller matrices than those drawn for explanations, which are too steep to train from
+    weights = {name: weight * 0.3 if weight.ndim > 1 else weight for name, weight in weights.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 

@@ -16,35 +16,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from sklearn.metrics import f1_score
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from core.models import FAMILIES, save_classifier
+from core.models import CLUES, FAMILIES, FILLER, save_classifier, save_trainable
 from lexplain.classifier import Classifier
 from lexplain.errors import CorpusError, ModelError
 from lexplain.finetune import RECORD_FILE, Recipe, Scores, f1_scores, fine_tune
 from lexplain.model_store import digest_folder
 
-CLUES = {"politics": "election", "sport": "striker", "NA": "bank"}
-FILLER = [
-    "the",
-    "said",
-    "was",
-    "a",
-    "for",
-    "be",
-    "team",
-    "new",
-    "as",
-    "and",
-    "of",
-    "on",
-    "user",
-    "better",
-    "phone",
-    "camera",
-]
 FAST = Recipe(epochs=3, learning_rate=3e-3, batch_size=8, max_tokens=32)
 
 
@@ -76,13 +57,7 @@ def tune(base: Path, corpus: Corpus, folder: Path, recipe: Recipe = FAST, **opti
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT with a head of another size, as a checkpoint from the Hub may have one."""
-    folder = save_classifier(tmp_path_factory.mktemp("bert"), "bert", labels=("one", "two"))
-    weights = load_file(folder / "model.safetensors")
-    # smaller matrices than those drawn for explanations, which are too steep to train from
-    weights = {name: weight * 0.3 if weight.ndim > 1 else weight for name, weight in weights.items()}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    return folder
+    return save_trainable(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")

@@ -12,35 +12,14 @@ from typing import Any
 import yaml
 from pyspark.sql import SparkSession
 from rich.console import Console
-from safetensors.torch import load_file, save_file
 
-from core.models import save_classifier
+from core.models import CLUES, FILLER
 from lexplain.methods import find_method
 from lexplain.pipeline import Run, open_run
 from lexplain.plan import Plan
 from lexplain.terminal import StageProgress
 
-CLUES = {"politics": "election", "sport": "striker", "NA": "bank"}
-FILLER = [
-    "the",
-    "said",
-    "was",
-    "a",
-    "for",
-    "be",
-    "team",
-    "new",
-    "as",
-    "and",
-    "of",
-    "on",
-    "user",
-    "better",
-    "phone",
-    "camera",
-    "final",
-    "cup",
-]
+WORDS = [*FILLER, "final", "cup"]
 
 
 def plant(n: int, *, seed: int, labels_per_text: Sequence[int] = (1,)) -> list[dict[str, Any]]:
@@ -49,7 +28,7 @@ def plant(n: int, *, seed: int, labels_per_text: Sequence[int] = (1,)) -> list[d
     documents = []
     for number in range(n):
         names = draw.sample(list(CLUES), labels_per_text[number % len(labels_per_text)])
-        words = draw.choices(FILLER, k=draw.randint(6, 14)) + [CLUES[name] for name in names] * 2
+        words = draw.choices(WORDS, k=draw.randint(6, 14)) + [CLUES[name] for name in names] * 2
         draw.shuffle(words)
         documents.append({"doc_id": f"{seed}-{number}", "text": " ".join(words) + ".", "labels": names})
     return documents
@@ -58,15 +37,6 @@ def plant(n: int, *, seed: int, labels_per_text: Sequence[int] = (1,)) -> list[d
 def write_json(path: Path, documents: Sequence[Mapping[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(document) + "\n" for document in documents), encoding="utf-8")
     return path
-
-
-def save_base(folder: Path) -> Path:
-    """Save a tiny BERT with weights small enough to train from."""
-    save_classifier(folder, "bert", labels=("one", "two"))
-    weights = load_file(folder / "model.safetensors")
-    weights = {name: weight * 0.3 if weight.ndim > 1 else weight for name, weight in weights.items()}
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    return folder
 
 
 def make_plan(folder: Path, **changes: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from pyspark.sql import SparkSession
 
+from core.models import CLUES, save_trainable
 from lexplain.attribution import ExplainedModel, register_explain
 from lexplain.errors import AccountingError, CorpusError, LimitError, ModelError, TableError
 from lexplain.executor import MODELS, ModelTask
@@ -24,13 +25,13 @@ from lexplain.pipeline import Run
 from lexplain.plan import Sink
 from lexplain.session import DELTA_SETTINGS, find_jars
 from lexplain.tables import TABLES, Tables
-from spark.planted import CLUES, load_plan, make_plan, plant, run_plan, save_base, write_json
+from spark.planted import load_plan, make_plan, plant, run_plan, write_json
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("planted")
-    save_base(folder / "base")
+    save_trainable(folder / "base")
     write_json(folder / "training.jsonl", plant(240, seed=1))
     write_json(folder / "unseen.jsonl", [{"doc_id": d["doc_id"], "text": d["text"]} for d in plant(400, seed=2)])
     return folder
