@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,14 @@ from lexplain.classifier import Classifier, Encoding, Window
 from lexplain.errors import DocumentError, ModelError, PlanError, Problem
 from lexplain.methods import Attribution, Inputs, Method
 from lexplain.words import Word, merge_tokens, segment
+
+if TYPE_CHECKING:
+    from lexplain.methods import Objective, Place, See
+
+
+# Rows that share a pool of points, in passes of one point a row: enough that the last points of an adaptive rule,
+# which few rows still need, fill their passes; few enough that the rows' embeddings stay small beside the model's own.
+_POOL_PASSES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,13 +217,14 @@ class Explainer:
         ]
 
     def _batches(self, documents: Sequence[_Document]) -> Iterator[list[_Row]]:
-        """Yield rows, longest first, in batches whose embeddings stay within the budget."""
+        """Yield rows, longest first, in batches of some passes: what one row no longer needs, others fill."""
         pairs = [(document, number) for document in documents for number in range(len(document.encoding.windows))]
         pairs.sort(key=lambda pair: -len(pair[0].encoding.windows[pair[1]].ids))  # stable, so ties keep the order
         batch: list[_Row] = []
         for window_number, (document, number) in enumerate(pairs):
             rows = [_Row(document, number, target, window_number) for target in document.targets]
-            if batch and (len(batch) + len(rows)) * len(batch[0].window.ids) > self._budget.tokens:
+            size = (len(batch) + len(rows)) * len(batch[0].window.ids) if batch else 0
+            if size > _POOL_PASSES * self._budget.tokens:
                 yield batch
                 batch = []
             batch += rows
@@ -233,7 +242,7 @@ class Explainer:
             mask=batch.mask,
             target_score=torch.tensor([row.target_score for row in rows], dtype=torch.float64, device=batch.ids.device),
         )
-        evaluate = _PathEvaluation(classifier, inputs, batch.token_types, rows, self._budget)
+        evaluate = _Evaluation(classifier, inputs, batch.token_types, rows, self._budget)
         attribution: Attribution = self._method.function(evaluate, inputs, **self._options)
         scores = attribution.scores.cpu().numpy()
         baseline_score = attribution.baseline_score.tolist()
@@ -377,8 +386,8 @@ class _Budget:
         return unfit
 
 
-class _PathEvaluation:
-    """The model on the straight lines of one batch's rows; a `lexplain.methods.Evaluate`.
+class _Evaluation:
+    """The model, restricted to the targets of one batch's rows; a `lexplain.methods.Evaluate`.
 
     Attributes:
         unfit: Rows that do not fit the memory; what is returned for them means nothing.
@@ -403,57 +412,93 @@ class _PathEvaluation:
 
     def logits(self, rows: Tensor, alphas: Tensor) -> Tensor:
         """Return F, (P,), without gradients."""
-        return self._evaluate(rows, alphas, None)
+        values = self._unknown(len(rows))
+
+        def see(points: Tensor, seen: Tensor, gradients: Tensor | None) -> None:
+            values[points] = seen
+
+        self.visit(rows, self._line(rows, alphas), see, share=alphas, gradients=False)
+        return values
 
     def directional(self, rows: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
         """Return F, (P,), and sum over D of (x - baseline) dF/dx, (P, S)."""
-        derivatives = torch.zeros(
-            (len(rows), self._inputs.x.shape[1]), dtype=torch.float64, device=self._inputs.x.device
-        )
-        return self._evaluate(rows, alphas, derivatives), derivatives
+        inputs, values = self._inputs, self._unknown(len(rows))
+        derivatives = torch.zeros((len(rows), inputs.x.shape[1]), dtype=torch.float64, device=values.device)
 
-    def _evaluate(self, rows: Tensor, alphas: Tensor, derivatives: Tensor | None) -> Tensor:
-        """Return F, (P,), and fill the directional derivatives, if wanted."""
-        values = torch.full((len(rows),), math.nan, dtype=torch.float64, device=self._inputs.x.device)
-        order, starts, sizes = _share_points(self._windows[rows.numpy()], alphas.numpy())
+        def see(points: Tensor, seen: Tensor, gradients: Tensor | None) -> None:
+            assert gradients is not None  # they were asked for
+            row, length = rows.to(points.device)[points], gradients.shape[1]
+            line = inputs.x[row, :length] - inputs.baseline[row, :length]
+            values[points] = seen
+            derivatives[points, :length] = (line * gradients).sum(-1, dtype=torch.float64)
+
+        self.visit(rows, self._line(rows, alphas), see, share=alphas)
+        return values, derivatives
+
+    def visit(
+        self, rows: Tensor, place: Place, see: See, *, share: Tensor | None = None, objective: Objective | None = None,
+        gradients: bool = True,
+    ) -> None:  # fmt: skip
+        """Evaluate points anywhere, see `lexplain.methods.Evaluate`."""
+        if share is None:
+            order, sizes = np.arange(len(rows)), np.ones(len(rows), dtype=np.int64)
+            starts = order
+        else:
+            order, starts, sizes = _share_points(self._windows[rows.numpy()], share.numpy())
 
         def compute(chunk: NDArray[np.int64]) -> None:
             sharing = torch.from_numpy(starts[chunk] + np.arange(sizes[chunk[0]])[:, None])  # (targets, chunk)
             points = torch.from_numpy(order)[sharing]
-            self._pass(points, rows[points], alphas[points[0]], values, derivatives)
+            self._pass(points, rows[points], place, see, objective or self._target_logits, gradients)
 
         first = rows.numpy()[order[starts]]
         for unfit in self._budget.spend(self._lengths[first], compute, groups=sizes):
             points = order[starts[unfit] : starts[unfit] + sizes[unfit]]
             self.unfit.update(rows.numpy()[points].tolist())
-        return values
 
-    def _pass(self, points: Tensor, rows: Tensor, alphas: Tensor, values: Tensor, derivatives: Tensor | None) -> None:
-        """Run the model forward once and backward once a target, and store what it gives.
+    def _pass(
+        self, points: Tensor, rows: Tensor, place: Place, see: See, objective: Objective, gradients: bool
+    ) -> None:
+        """Run the model forward once and, if wanted, backward once a target.
 
         Args:
-            points: (K, N) numbers of the points: N places on lines, each wanted for K targets.
+            points: (K, N) numbers of the points: N places, each wanted for K targets.
             rows: (K, N) their rows; those of a column are rows of one window.
-            alphas: (N,).
-            values: Gets F of each point.
-            derivatives: Gets the directional derivatives, if wanted.
+            place: As in `visit`.
+            see: As in `visit`.
+            objective: As in `visit`.
+            gradients: As in `visit`.
         """
         inputs = self._inputs
         length = int(self._lengths[rows[0].numpy()].max())
-        points, rows = points.to(values.device), rows.to(values.device)
-        x, baseline = inputs.x[rows[0], :length], inputs.baseline[rows[0], :length]
-        # lerp gives both ends exactly; baseline + alpha (x - baseline) would miss x by a rounding
-        place = torch.lerp(baseline, x, alphas.to(x)[:, None, None]).requires_grad_(derivatives is not None)
+        points, rows = points.to(inputs.x.device), rows.to(inputs.x.device)
+        leaf = place(points[0], length).detach().requires_grad_(gradients)
         types = None if self._token_types is None else self._token_types[rows[0], :length]
-        with torch.set_grad_enabled(derivatives is not None):
-            logits = self._classifier.logits(place, inputs.mask[rows[0], :length], types)
-        for target, (point, row) in enumerate(zip(points, rows, strict=True), 1):
-            with torch.set_grad_enabled(derivatives is not None):
-                picked = logits.gather(1, self._targets[row, None])[:, 0]
-            values[point] = picked.detach().double()
-            if derivatives is not None:
-                (gradient,) = torch.autograd.grad(picked.sum(), place, retain_graph=target < len(points))
-                derivatives[point, :length] = ((x - baseline) * gradient).sum(-1, dtype=torch.float64)
+        with torch.set_grad_enabled(gradients):
+            logits = self._classifier.logits(leaf, inputs.mask[rows[0], :length], types)
+            for target, (point, row) in enumerate(zip(points, rows, strict=True), 1):
+                values, found = objective(logits, row), None
+                if gradients:
+                    (found,) = torch.autograd.grad(values.sum(), leaf, retain_graph=target < len(points))
+                see(point, values.detach().double(), found)
+
+    def _unknown(self, count: int) -> Tensor:
+        return torch.full((count,), math.nan, dtype=torch.float64, device=self._inputs.x.device)
+
+    def _target_logits(self, logits: Tensor, rows: Tensor) -> Tensor:
+        return logits.gather(1, self._targets[rows, None])[:, 0]
+
+    def _line(self, rows: Tensor, alphas: Tensor) -> Place:
+        """Return the places on the straight lines from baseline to x."""
+        inputs = self._inputs
+
+        def place(points: Tensor, length: int) -> Tensor:
+            row, alpha = rows.to(points.device)[points], alphas.to(points.device)[points]
+            x, baseline = inputs.x[row, :length], inputs.baseline[row, :length]
+            # lerp gives both ends exactly; baseline + alpha (x - baseline) would miss x by a rounding
+            return torch.lerp(baseline, x, alpha.to(x)[:, None, None])
+
+        return place
 
 
 def _share_points(

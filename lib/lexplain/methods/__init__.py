@@ -29,6 +29,10 @@ from lexplain.errors import MethodError, Problem
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Place = Callable[[Tensor, int], Tensor]
+    See = Callable[[Tensor, Tensor, Tensor | None], None]
+    Objective = Callable[[Tensor, Tensor], Tensor]
+
     METHODS: Mapping[str, Method]
     """Every method by versioned id; the families are imported when it is first read."""
 
@@ -57,15 +61,17 @@ class Inputs:
 
 
 class Evaluate(Protocol):
-    """The model, restricted to each row's own target, at points of the straight lines from baseline to x.
+    """The model, restricted to each row's own target.
 
     The points of all rows may be asked for in one call: they are sorted by length and packed into passes
-    under the token budget, and rows of the same window share the forward part of a pass at equal alphas. P
-    points; `rows` and `alphas` are CPU tensors, results are float64 on the model's device.
+    under the token budget. P points; `rows`, `alphas` and `share` are CPU tensors, results are float64 on the
+    model's device. Points of a row that fits no memory are left out; the engine rejects its text.
     """
 
     def logits(self, rows: Tensor, alphas: Tensor) -> Tensor:
         """Return F at baseline + alpha (x - baseline), (P,), without gradients.
+
+        Rows of one window share the forward part of a pass at equal alphas.
 
         Args:
             rows: (P,) long, the row of each point.
@@ -80,6 +86,24 @@ class Evaluate(Protocol):
         Args:
             rows: As in `logits`.
             alphas: As in `logits`.
+        """
+
+    def visit(
+        self, rows: Tensor, place: Place, see: See, *, share: Tensor | None = None, objective: Objective | None = None,
+        gradients: bool = True,
+    ) -> None:  # fmt: skip
+        """Evaluate points that lie anywhere.
+
+        Args:
+            rows: (P,) long, the row of each point.
+            place: Takes (N,) numbers of points and the length of a pass, returns their embeddings (N, length, D).
+            see: Takes (N,) numbers of points, their values (N,), and their gradients (N, length, D) or None.
+                Called once for each pass and target; keeps what the method needs.
+            share: (P,); points of one window with equal numbers lie at the same place and share the forward
+                part of a pass. None: no point shares.
+            objective: Takes logits (N, C) and rows (N,), returns what is differentiated (N,). None: the
+                logit of the row's target.
+            gradients: False: values only.
         """
 
 
