@@ -102,6 +102,7 @@ class Classifier:
         device: Where the model is.
         dtype: Of the model's weights.
         embedding_size: D.
+        model: The network itself; whoever changes how it computes changes it back.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Classifier:
         labels: tuple[str, ...],
     ) -> None:
         """Wrap a model that has passed the checks of `load`."""
-        self._model = model
+        self.model = model
         self._tokenizer = tokenizer
         self._embeddings = cast(nn.Embedding, model.get_input_embeddings())
         self._takes_token_types = "token_type_ids" in inspect.signature(model.forward).parameters
@@ -348,7 +349,7 @@ class Classifier:
     def _forward(self, inputs: dict[str, Tensor], token_types: Tensor | None) -> Tensor:
         if token_types is not None and self._takes_token_types:
             inputs["token_type_ids"] = token_types
-        logits: Tensor = self._model(**inputs).logits
+        logits: Tensor = self.model(**inputs).logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return torch.cat([-logits, logits], dim=-1) if self.problem == "binary" else logits
 

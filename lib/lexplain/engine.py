@@ -9,6 +9,7 @@ its windows, so completeness holds for the mean logit.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from lexplain.classifier import Classifier, Encoding, Window
 from lexplain.errors import DocumentError, ModelError, PlanError, Problem
@@ -236,10 +237,17 @@ class Explainer:
         classifier = self._classifier
         batch = classifier.collate([row.window for row in rows])
         baseline_ids = classifier.baseline_ids(batch.ids, batch.special, batch.mask, self._baseline)
+        words = np.full(batch.ids.shape, -1, dtype=np.int64)
+        for number, row in enumerate(rows):
+            words[number, : len(row.window.ids)] = row.find_words()
         inputs = Inputs(
             x=classifier.embed(batch.ids),
             baseline=classifier.embed(baseline_ids),
+            ids=batch.ids,
             mask=batch.mask,
+            special=batch.special | ~batch.mask,
+            words=torch.from_numpy(words).to(batch.ids.device),
+            seeds=torch.tensor([row.seed(self._method.id) for row in rows]),
             target_score=torch.tensor([row.target_score for row in rows], dtype=torch.float64, device=batch.ids.device),
         )
         evaluate = _Evaluation(classifier, inputs, batch.token_types, rows, self._budget)
@@ -342,6 +350,24 @@ class _Row:
     def target_score(self) -> float:
         return float(self.document.logits[self.number, self.target.label])
 
+    def find_words(self) -> NDArray[np.int64]:
+        """Return the word number of each token of the window, -1 for none."""
+        window, document = self.window, self.document
+        numbers = np.full(len(window.ids), -1, dtype=np.int64)
+        # the last character: a SentencePiece token may start with the space before its word
+        last = document.encoding.offsets[window.start : window.stop, 1] - 1
+        starts = np.array([word.start for word in document.words], dtype=np.int64)
+        ends = np.array([word.end for word in document.words], dtype=np.int64)
+        found = np.searchsorted(starts, last, side="right") - 1
+        inside = (found >= 0) & (last < ends[found])
+        numbers[~np.asarray(window.special, dtype=bool)] = np.where(inside, found, -1)
+        return numbers
+
+    def seed(self, method_id: str) -> int:
+        """Return where the row's random numbers start: targets of a window draw the same ones."""
+        name = f"{method_id}/{self.number}/{self.document.text}".encode("utf-8", "surrogatepass")
+        return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1
+
 
 class _Budget:
     """How many tokens a pass of the model may hold."""
@@ -391,6 +417,7 @@ class _Evaluation:
 
     Attributes:
         unfit: Rows that do not fit the memory; what is returned for them means nothing.
+        model: The network.
     """
 
     def __init__(
@@ -402,6 +429,7 @@ class _Evaluation:
         budget: _Budget,
     ) -> None:
         self.unfit: set[int] = set()
+        self.model: nn.Module = classifier.model
         self._classifier = classifier
         self._inputs = inputs
         self._token_types = token_types

@@ -275,7 +275,7 @@ def count_passes(classifier: Classifier) -> Iterator[Passes]:
     def note_backward(_: torch.Tensor) -> None:
         passes.backward += 1
 
-    handle = classifier._model.register_forward_pre_hook(note, with_kwargs=True)
+    handle = classifier.model.register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield passes
     finally:

@@ -91,7 +91,7 @@ def test_all_positions_of_the_model_can_be_used(shelf: Shelf, family: str) -> No
 
 
 def test_weights_are_frozen_and_dropout_is_off(shelf: Shelf) -> None:
-    model = shelf.classifier("bert")._model
+    model = shelf.classifier("bert").model
     assert not model.training
     assert not any(weight.requires_grad for weight in model.parameters())
 

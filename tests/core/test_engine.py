@@ -484,7 +484,7 @@ def test_a_text_that_overflows_is_rejected_alone(shelf: Shelf, value: float) -> 
 
 def break_token(classifier: Classifier, token: int, value: float) -> None:
     with torch.no_grad():
-        classifier._model.get_input_embeddings().weight[token] = value
+        classifier.model.get_input_embeddings().weight[token] = value
 
 
 def test_a_baseline_that_overflows_is_told_by_the_scores(shelf: Shelf) -> None:
@@ -580,7 +580,7 @@ def test_what_the_model_cannot_do_is_refused(shelf: Shelf, changes: dict[str, An
 def test_e18_the_model_is_left_as_it_was(shelf: Shelf, family: str) -> None:
     """LXT replaces LayerNorm.forward for the whole process; captum's LRP changes weights."""
     classifier = shelf.classifier(family)
-    model = classifier._model
+    model = classifier.model
     weights = {name: weight.clone() for name, weight in model.state_dict().items()}
     classes = {type(module) for module in model.modules()}
     attributes = {cls: dict(vars(cls)) for cls in classes}

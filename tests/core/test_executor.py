@@ -366,7 +366,7 @@ def test_dropped_model_is_gone_before_the_next_is_loaded(shelf: Shelf):
     gc.disable()
     try:
         old = cache.load(model_task(shelf.folder("bert")), "cpu", capacity=1, allow_pickle=False)
-        parts = [weakref.ref(old), weakref.ref(old._model), weakref.ref(old._embeddings.weight)]
+        parts = [weakref.ref(old), weakref.ref(old.model), weakref.ref(old._embeddings.weight)]
         del old
         cache.load(model_task(shelf.folder("bert", seed=1), 1), "cpu", capacity=1, allow_pickle=False)
         assert [part() for part in parts] == [None] * 3
@@ -407,7 +407,7 @@ def test_lack_of_memory_is_remembered(shelf: Shelf, models: ModelCache):
             raise torch.OutOfMemoryError("planted")
 
     unlimited = explain([stage(TEXTS)], task)
-    handle = classifier._model.register_forward_pre_hook(fail_above_100_tokens, with_kwargs=True)
+    handle = classifier.model.register_forward_pre_hook(fail_above_100_tokens, with_kwargs=True)
     try:
         first = explain([stage(TEXTS)], task)
         assert failures > 0

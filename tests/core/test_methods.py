@@ -33,7 +33,11 @@ class Formula:
         self.formula, self.x, self.baseline = formula, x, baseline
         self.gradients = 0
         mask = torch.ones(x.shape[:2], dtype=torch.bool)
-        self.inputs = Inputs(x=x, baseline=baseline, mask=mask, target_score=formula(x))
+        nothing = torch.zeros(x.shape[:2], dtype=torch.long)
+        self.inputs = Inputs(
+            x=x, baseline=baseline, ids=nothing, mask=mask, special=~mask, words=nothing, seeds=nothing[:, 0],
+            target_score=formula(x),
+        )  # fmt: skip
 
     def _points(self, rows: Tensor, alphas: Tensor) -> Tensor:
         return torch.lerp(self.baseline[rows], self.x[rows], alphas[:, None, None])

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, Union, cast, get_a
 from lexplain.errors import MethodError, Problem
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     Place = Callable[[Tensor, int], Tensor]
     See = Callable[[Tensor, Tensor, Tensor | None], None]
@@ -50,13 +50,23 @@ class Inputs:
     Attributes:
         x: (B, S, D) word embeddings.
         baseline: (B, S, D) word embeddings of the baseline; equal to x on special tokens and padding.
+        ids: (B, S) long, token ids.
         mask: (B, S) bool, False on padding.
+        special: (B, S) bool, True on special tokens and padding: what carries no score.
+        words: (B, S) long, number of the word that holds a token's last character, ascending along the window;
+            -1 on special tokens, padding, and tokens outside words.
+        seeds: (B,) long, CPU: where a row's random numbers start. Made of the text, the window and the method,
+            so that a row is the same whatever shares its batch.
         target_score: (B,) float64, F(x): the logit of the row's target.
     """
 
     x: Tensor
     baseline: Tensor
+    ids: Tensor
     mask: Tensor
+    special: Tensor
+    words: Tensor
+    seeds: Tensor
     target_score: Tensor
 
 
@@ -67,6 +77,13 @@ class Evaluate(Protocol):
     under the token budget. P points; `rows`, `alphas` and `share` are CPU tensors, results are float64 on the
     model's device. Points of a row that fits no memory are left out; the engine rejects its text.
     """
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, for methods that change how relevance flows through its layers.
+
+        Whatever they change they change back before they return; its weights are frozen and stay as they are.
+        """
 
     def logits(self, rows: Tensor, alphas: Tensor) -> Tensor:
         """Return F at baseline + alpha (x - baseline), (P,), without gradients.
