@@ -23,7 +23,7 @@ KERNEL: tuple[tuple[str, ...], ...] = (
     ("settings", "words", "splits", "model_store"),
     ("plan",),
     ("keys",),
-    ("classifier", "textcnn"),
+    ("classifier", "textcnn", "calibration"),
     ("methods", "frozen_encoder"),
     ("finetune",),
     ("engine",),
@@ -43,7 +43,8 @@ LAYERS = (
 
 # Where less is allowed than the layer says.
 NARROW: dict[str, set[str]] = {
-    "methods": {"errors", "textcnn"},  # a method sees tensors, never text, tokenizers or tables
+    "calibration": {"errors"},
+    "methods": {"errors", "textcnn", "calibration"},  # a method sees tensors, never text, tokenizers or tables
     "plan": {"errors", "settings"},
     "words": {"errors"},
     "splits": {"errors"},
@@ -55,7 +56,17 @@ NARROW: dict[str, set[str]] = {
 
 # Libraries that only these modules may import, at whatever depth.
 OWNERS: dict[str, set[str]] = {
-    "torch": {"classifier", "textcnn", "methods", "frozen_encoder", "finetune", "engine", "executor", "training"},
+    "torch": {
+        "calibration",
+        "classifier",
+        "textcnn",
+        "methods",
+        "frozen_encoder",
+        "finetune",
+        "engine",
+        "executor",
+        "training",
+    },
     "transformers": {"classifier", "textcnn", "frozen_encoder", "finetune", "executor", "tracking"},
     "pyspark": {"session", "tables", "corpus", "training", "attribution", "keywords", "pipeline"},
     "delta": {"session", "tables"},
@@ -63,6 +74,7 @@ OWNERS: dict[str, set[str]] = {
     "pandas": {"attribution"},
     "captum": {"methods.captum"},
     "icu4py": {"words"},
+    "scipy": {"calibration"},
     "rich": {"terminal", "cli"},
     "typer": {"cli"},
     "yaml": {"settings", "plan"},

@@ -229,7 +229,7 @@ def test_ranges_are_written_out_to_the_last_digit():
         ("method__options", [5], "must be a mapping of options"),
         ("method__options", {"no way": 5}, "must be a mapping of options"),
         ("method__id", "lime", "is no known method"),
-        ("method__options", {"nodes": "many"}, "must be a whole number"),
+        ("method__options", {"nodes": "many"}, "must be a whole number or null"),
         ("sink__path", "a\0b", "must hold neither NUL nor half of a surrogate pair"),
         ("sink__path", "a\ud800b", "must hold neither NUL nor half of a surrogate pair"),
     ],
@@ -541,7 +541,7 @@ def test_preset_and_the_same_plan_written_out_share_their_keys():
         parse(READY, corpus={"table": "a.b.c", "where": "x = 'no' AND y < 5e-5", "sample": 5e-5}),
         parse(READY, keywords__labels=["no", "NA", "2024-01-01", "på", "a: b", "#", "5e-5"]),
         parse(READY, corpus__label_separator=" ", corpus__columns={"labels": "l"}),
-        parse(FINE_TUNED, models__learning_rate=5e-5, method={"options": {"nodes": 7}}, limits__device_hours=0.1),
+        parse(FINE_TUNED, models__learning_rate=5e-5, method={"options": {"rule": "midpoint", "nodes": 7}}, limits__device_hours=0.1),
     ],
 )  # fmt: skip
 def test_written_plan_is_the_plan(plan: Plan):
@@ -693,7 +693,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("models__folder", "/elsewhere", set()),
     ("models__register_as", "other", set()),
     ("method__id", "integrated_gradients.v1", set()),  # the newest version by name
-    ("method__options", {"nodes": 20}, TEXT),
+    ("method__options", {"rule": "midpoint", "nodes": 20}, TEXT),
     ("text__max_tokens", 256, {"model", "explain", "run"}),
     ("text__overlap", 32, TEXT),
     ("text__max_windows", 1, TEXT),
@@ -760,7 +760,7 @@ def test_table_of_changes_names_every_key_of_a_plan():
         ({}, {"training__format": "csv"}),
         ({}, {"keywords__evidence": "true_positives"}),
         ({"keywords__labels": ["a", "b"]}, {"keywords__labels": ["b", "a", "a"]}),
-        ({}, {"method__options": {"nodes": 50, "rule": "midpoint", "baseline": "mask"}}),
+        ({}, {"method__options": {"rule": "adaptive", "tolerance": 0.05, "baseline": "mask"}}),
         ({"keywords__theta": 1}, {"keywords__theta": 1.0}),
         (
             {"corpus__path": "s3://b/a.parquet"},
