@@ -16,7 +16,7 @@ from lexplain.errors import CorpusError
 from lexplain.executor import add_word_keys
 from lexplain.keys import corpus_key
 from lexplain.plan import Source
-from lexplain.sources import read_documents, read_source, refuse_source
+from lexplain.sources import literal_path, read_documents, read_source, refuse_source
 from lexplain.tables import TABLES, Tables, quote_identifier, quote_text
 
 if TYPE_CHECKING:
@@ -68,14 +68,13 @@ def take_snapshot(spark: SparkSession, source: Source) -> str:
 
 def _list_files(spark: SparkSession, source: Source) -> str:
     """Digest of (path, length, modification time) of every file that a reading would touch."""
-    frame = read_source(spark, source)
     try:
         files = (
-            frame.selectExpr("_metadata.file_path AS path", "_metadata.file_size AS size",
+            read_source(spark, source).selectExpr("_metadata.file_path AS path", "_metadata.file_size AS size",
                              "unix_micros(_metadata.file_modification_time) AS time")
             .distinct().orderBy("path").collect()
         ) if source.kind == "table" else (
-            spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(str(source.path))
+            spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(literal_path(source))
             .selectExpr("path", "length AS size", "unix_micros(modificationTime) AS time").orderBy("path").collect()
         )  # fmt: skip
     except Exception as error:

@@ -32,6 +32,7 @@ KERNEL: tuple[tuple[str, ...], ...] = (
 LAYERS = (
     *KERNEL,
     ("session", "tables", "tracking"),
+    ("text_files",),
     ("sources",),
     ("corpus",),
     ("attribution", "keywords"),
@@ -58,7 +59,17 @@ NARROW: dict[str, set[str]] = {
 OWNERS: dict[str, set[str]] = {
     "torch": {"classifier", "textcnn", "methods", "frozen_encoder", "finetune", "engine", "executor", "training"},
     "transformers": {"classifier", "textcnn", "frozen_encoder", "finetune", "executor", "tracking"},
-    "pyspark": {"session", "tables", "sources", "corpus", "training", "attribution", "keywords", "pipeline"},
+    "pyspark": {
+        "session",
+        "tables",
+        "text_files",
+        "sources",
+        "corpus",
+        "training",
+        "attribution",
+        "keywords",
+        "pipeline",
+    },
     "delta": {"session", "tables"},
     "mlflow": {"tracking"},
     "pandas": {"attribution"},
