@@ -130,8 +130,6 @@ def _check_columns(spark: SparkSession, frame: DataFrame, source: Source, name: 
             "If the first line is a document, write header: false and map _c0, _c1, ..." if source.header
             else "With header: false the columns are _c0, _c1, ...: write header: true if the first line names them"
         )  # fmt: skip
-    if not there:
-        hints = ["It is empty, or its name starts with '_' or '.', which Spark passes over"]
     raise CorpusError(
         f"{shown}: no such column in {source.origin!r}. Every document would have been empty. "
         f"Columns there: {_show_columns(there)}. {'. '.join(hints)}".rstrip(". ")
@@ -150,6 +148,7 @@ def _map_columns(frame: DataFrame, source: Source, name: str) -> DataFrame:
         frame = frame.selectExpr("*", f"CAST(NULL AS STRUCT<reason: STRING, record: BINARY>) AS {BROKEN}")
     try:
         if source.where is not None:
+            frame.drop(BROKEN).where(source.where)  # its message names the user's columns only
             frame = frame.where(f"{BROKEN} IS NOT NULL OR ({source.where}\n)")
     except Exception as error:
         raise _refuse_where(source, name, frame.columns, error) from error

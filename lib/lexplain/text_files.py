@@ -82,9 +82,14 @@ def refuse_rows(source: Source, malformed: int, total: int, example: bytes) -> C
 
 
 def _check_encoding(lines: DataFrame, source: Source) -> None:
-    """Refuse UTF-16, UTF-32 and what is no text, by the first line."""
-    rows = lines.limit(1).selectExpr("CAST(value AS BINARY) AS line").collect()
-    first = bytes(rows[0]["line"]) if rows else b""
+    """Refuse UTF-16, UTF-32, what is no text, and an empty file, by the first line."""
+    row = lines.selectExpr("CAST(value AS BINARY) AS line").head()
+    if row is None:
+        raise CorpusError(
+            f"{source.origin!r} holds no line, or its name starts with '_' or '.', which Spark passes over. Nothing would "
+            "have been explained. Write the path of a file with documents, or rename it."
+        )
+    first = bytes(row["line"])
     if first.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in first:
         raise CorpusError(
             f"{source.origin!r} is no UTF-8 text: it starts with {first[:16]!r}, as UTF-16 or a binary file does. Its "
@@ -135,7 +140,9 @@ def _open_fields(spark: SparkSession, source: Source, path: str) -> DataFrame:
     else:
         # One document a line, quotes are text: what corpora are shipped as.
         options |= {"sep": "\t", "quote": ""}
-    fields = spark.read.options(**options).csv(path).schema.fields
+    # A header is one line. Looking for several, Spark would take a file's name for a pattern.
+    multi_line = source.kind == "csv" and not source.header
+    fields = spark.read.options(**options | {"multiLine": multi_line}).csv(path).schema.fields
     # The files of a folder must agree on their header. A name that Spark made for an empty or a second one is in no file.
     made = any(field.name.endswith(str(number)) for number, field in enumerate(fields))
     schema = StructType([*fields, StructField(_RECORD, StringType())])

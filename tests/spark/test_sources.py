@@ -166,9 +166,9 @@ def test_lines_that_are_no_json_object_are_rejected(spark: SparkSession, tmp_pat
 ARRAY = '[{"id": 1, "text": "a"},\n{"id": 2, "text": "b"}]'
 OBJECTS = json.dumps({"id": 1, "text": "a"}, indent=1)
 REFUSED: list[tuple[str, bytes, dict[str, Any], str]] = [
-    ("array.json", ARRAY.encode(), {}, r"1 of 2 rows are malformed, as '\[.*jq -c"),
-    ("line.json", b'{"id": 0, "text": "c"}\n' + ARRAY.replace("\n", "").encode(), {}, r"1 of 2 rows .* jq -c"),
-    ("printed.json", OBJECTS.encode(), {}, r"4 of 4 rows are malformed, as '\{'.* jq -c"),
+    ("array.json", ARRAY.encode(), {}, r"1 of 2 rows are malformed, as '\[.*`jq -c"),
+    ("line.json", b'{"id": 0, "text": "c"}\n' + ARRAY.replace("\n", "").encode(), {}, r"1 of 2 rows .*`jq -c"),
+    ("printed.json", OBJECTS.encode(), {}, r"4 of 4 rows are malformed, as '\{'.*`jq -c"),
     ("tabs.csv", b"id\ttext\n1\ta, b\n", {}, r"corpus.columns.text='text'.*no such column.*'id\\ttext'"),
     ("wide.csv", b"id,text\n1,a,b\n2,c,d\n3,e\n", {}, r"2 of 3 rows are malformed, as '1,a,b'"),
     ("utf16.csv", "id,text\n1,a\n".encode("utf-16"), {}, "no UTF-8 text.*iconv"),
@@ -177,7 +177,7 @@ REFUSED: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("header.csv", b"1,some text\n2,b\n", {}, r"Columns there: '1', 'some text'.*header: false"),
     ("noheader.csv", b"id,text\n1,a\n", {"header": False}, "header: true"),
     ("numbers.csv", b"1,some text\n2,b\n", {"columns": {"text": "_c1"}}, "write header: false"),
-    ("empty.csv", b"", {}, "It is empty"),
+    ("empty.csv", b"", {}, "holds no line"),
     ("_hidden.csv", b"id,text\n1,a\n", {}, "passes over"),
     ("where.csv", b"id,text\n1,a\n", {"where": "nope > 1"}, r"corpus.where='nope > 1'.*nope.*columns: 'id', 'text'"),
     ("syntax.csv", b"id,text\n1,a\n", {"where": "id >"}, r"corpus.where='id >'"),
