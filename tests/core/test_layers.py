@@ -46,7 +46,7 @@ LAYERS = (
 # Where less is allowed than the layer says.
 NARROW: dict[str, set[str]] = {
     "methods": {"errors", "textcnn"},  # a method sees tensors, never text, tokenizers or tables
-    "plan": {"errors", "settings"},
+    "plan": {"errors", "settings", "model_store"},
     "words": {"errors"},
     "splits": {"errors"},
     "session": {"errors"},
