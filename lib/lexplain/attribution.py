@@ -227,7 +227,7 @@ class Attribution:
             staged = staged.selectExpr("*", "coalesce(in_training, FALSE) AS trainable")
         owed = ", ".join(f"CASE WHEN {model.held_out(self.plan)} THEN {model.split} END" for model in models)
         return staged.selectExpr(
-            "corpus_key", "increment", "bucket", "doc_id", "text", "text_digest", "labels",
+            "corpus_key", "increment", "bucket", "doc_id", "text", "text_digest", "labels", "defect",
             f"array_compact(array({owed})) AS splits",
         )  # fmt: skip
 

@@ -16,6 +16,7 @@ from lexplain.errors import CorpusError
 from lexplain.executor import add_word_keys
 from lexplain.keys import corpus_key
 from lexplain.plan import Source
+from lexplain.sources import literal_path, read_documents, read_source, refuse_source
 from lexplain.tables import TABLES, Tables, quote_identifier, quote_text
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def take_snapshot(spark: SparkSession, source: Source) -> str:
             version = spark.sql(f"DESCRIBE HISTORY {name} LIMIT 1").collect()[0]["version"]
         except Exception as error:
             if source.kind == "delta" or not spark.catalog.tableExists(name):
-                raise _unreadable(source, error) from error
+                raise refuse_source(source, error) from error
             return _list_files(spark, source)  # a table of another format
         return f"{detail['id']}@{version}"
     return _list_files(spark, source)
@@ -67,18 +68,17 @@ def take_snapshot(spark: SparkSession, source: Source) -> str:
 
 def _list_files(spark: SparkSession, source: Source) -> str:
     """Digest of (path, length, modification time) of every file that a reading would touch."""
-    frame = _read(spark, source)
     try:
         files = (
-            frame.selectExpr("_metadata.file_path AS path", "_metadata.file_size AS size",
+            read_source(spark, source).selectExpr("_metadata.file_path AS path", "_metadata.file_size AS size",
                              "unix_micros(_metadata.file_modification_time) AS time")
             .distinct().orderBy("path").collect()
         ) if source.kind == "table" else (
-            spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(str(source.path))
+            spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(literal_path(source))
             .selectExpr("path", "length AS size", "unix_micros(modificationTime) AS time").orderBy("path").collect()
         )  # fmt: skip
     except Exception as error:
-        raise _unreadable(source, error) from error
+        raise refuse_source(source, error) from error
     listing = "\n".join(f"{row['path']} {row['size']} {row['time']}" for row in files)
     return "files@" + hashlib.sha256(listing.encode()).hexdigest()[:20]
 
@@ -127,100 +127,6 @@ def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int) ->
         read.unpersist()
     # A rewritten source without a new document is noted as read, and makes no increment.
     return Staged(key, increment + (count > 0), count + sum(row["n_documents"] for row in done))
-
-
-def read_documents(spark: SparkSession, source: Source, name: str) -> DataFrame:
-    """Return a source as (doc_id, text BINARY, text_digest, labels, seen_by), filtered and sampled.
-
-    Sampling goes by the text's digest: the same documents each time, whatever the order of the source.
-
-    Raises:
-        CorpusError: The source cannot be read, a mapped column is missing, or the filter does not parse.
-    """
-    frame = _read(spark, source)
-    columns = source.columns
-    mapped = {"text": columns.text, "doc_id": columns.doc_id, "labels": columns.labels, "split": columns.split}
-    missing = {key: column for key, column in mapped.items() if column is not None and column not in frame.columns}
-    if missing:
-        shown = ", ".join(f"{name}.columns.{key}={column!r}" for key, column in missing.items())
-        raise CorpusError(
-            f"{shown}: no such column in {source.origin!r}. Every document would have been empty. "
-            f"Columns there: {', '.join(frame.columns)}."
-        )
-    types = dict(frame.dtypes)
-    try:
-        if source.where is not None:
-            frame = frame.where(source.where)
-        digest_of = "sha2(coalesce(text, X''), 256)"
-        frame = frame.selectExpr(
-            "CAST(NULL AS STRING) AS doc_id" if columns.doc_id is None else f"CAST({quote_identifier(columns.doc_id)} AS STRING) AS doc_id",
-            f"CAST({quote_identifier(columns.text)} AS BINARY) AS text" if types[columns.text] in ("string", "binary")
-            else f"CAST(CAST({quote_identifier(columns.text)} AS STRING) AS BINARY) AS text",
-            f"{_labels(columns.labels, types, source.label_separator)} AS labels",
-            f"{_seen_by(columns.split, types)} AS seen_by",
-        ).selectExpr("doc_id", "text", f"{digest_of} AS text_digest", "labels", "seen_by")  # fmt: skip
-    except Exception as error:
-        raise _unreadable(source, error) from error
-    if columns.doc_id is None:
-        # Equal texts are told apart by a number, in an order that does not depend on the source's.
-        frame = frame.selectExpr(
-            "concat(substring(text_digest, 1, 32), '-', row_number() OVER (PARTITION BY text_digest ORDER BY"
-            " to_json(named_struct('l', labels, 's', seen_by)))) AS doc_id",
-            "text", "text_digest", "labels", "seen_by",
-        )  # fmt: skip
-    if source.sample is not None and source.sample < 1:
-        threshold = f"{int(source.sample * 16**12):012x}"
-        frame = frame.where(f"substring(text_digest, 1, 12) < {quote_text(threshold)}")
-    if source.limit is not None:
-        frame = frame.orderBy("text_digest", "doc_id").limit(source.limit)
-    return frame
-
-
-def _read(spark: SparkSession, source: Source) -> DataFrame:
-    try:
-        if source.table is not None:
-            return spark.table(".".join(map(quote_identifier, source.table.split("."))))
-        reader = spark.read
-        if source.kind == "csv":
-            # RFC 4180: a quote inside quotes is doubled, and a quoted field may hold line breaks.
-            reader = reader.options(header=source.header, multiLine=True, quote='"', escape='"')
-        elif source.kind == "tsv":
-            # One document a line, quotes are text: what corpora are shipped as.
-            reader = reader.options(header=source.header, sep="\t", quote="")
-        kind = "csv" if source.kind == "tsv" else str(source.kind)
-        return reader.format(kind).load(str(source.path))
-    except Exception as error:
-        raise _unreadable(source, error) from error
-
-
-def _unreadable(source: Source, error: Exception) -> CorpusError:
-    said = str(error).strip().splitlines()
-    return CorpusError(
-        f"{source.origin!r} cannot be read as {source.kind} ({said[0] if said else type(error).__name__}). "
-        "No document would have been explained. Check path, format, filter and permissions."
-    )
-
-
-def _labels(column: str | None, types: dict[str, str], separator: str | None) -> str:
-    if column is None:
-        return "CAST(NULL AS ARRAY<STRING>)"
-    if types[column].startswith("array"):
-        parts = f"transform({quote_identifier(column)}, x -> CAST(x AS STRING))"
-    elif separator is not None:
-        parts = f"split(CAST({quote_identifier(column)} AS STRING), concat('\\\\Q', {quote_text(separator)}, '\\\\E'))"
-    else:
-        parts = f"array(CAST({quote_identifier(column)} AS STRING))"
-    # A document without a label in a labelled source has an empty list, never null.
-    return f"array_sort(array_distinct(filter(transform(coalesce({parts}, array()), x -> trim(x)), x -> x != '')))"
-
-
-def _seen_by(column: str | None, types: dict[str, str]) -> str:
-    if column is None:
-        return "CAST(NULL AS ARRAY<INT>)"
-    if types[column].startswith("array"):
-        return f"coalesce(transform({quote_identifier(column)}, x -> try_cast(x AS INT)), array())"
-    parts = f"split(trim(CAST({quote_identifier(column)} AS STRING)), '[ ,;]+')"
-    return f"coalesce(transform(filter({parts}, x -> x != ''), x -> try_cast(x AS INT)), array())"
 
 
 def _check_ids(documents: DataFrame, source: Source, name: str) -> int:

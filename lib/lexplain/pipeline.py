@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lexplain.attribution import Attribution, ExplainedModel, Progress, register_explain
 from lexplain.corpus import Staged, check_seen, list_labels, stage
-from lexplain.errors import LimitError, ModelError, PlanError
+from lexplain.errors import LimitError, ModelError, PlanError, redact
 from lexplain.executor import ModelTask
 from lexplain.keys import corpus_key, keyword_key, run_id
 from lexplain.keywords import rank_keywords, sum_words
-from lexplain.model_store import redact
 from lexplain.plan import FindMethod, Plan, Sink, Source
 from lexplain.tables import TABLES, Tables, quote_list, quote_text
 from lexplain.training import find_models, fine_tune_splits, key_of, take_models

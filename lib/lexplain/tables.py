@@ -97,7 +97,11 @@ TABLES: dict[str, Table] = {
                 ("increment", "INT", "0 is the first reading of the source; documents appended later follow"),
                 ("bucket", "INT", "chunk of the increment; equal texts share one"),
                 ("doc_id", "STRING", "the user's id, or one made from the text"),
-                ("text", "BINARY", "the document as it was found; bytes, since they may be invalid UTF-8"),
+                (
+                    "text",
+                    "BINARY",
+                    "the document as it was found; bytes, since they may be invalid UTF-8; with a defect the row",
+                ),
                 ("text_digest", "STRING", "SHA-256 of the bytes, hexadecimal"),
                 ("labels", "ARRAY<STRING>", "gold labels; null where the source has none"),
                 (
@@ -106,6 +110,11 @@ TABLES: dict[str, Table] = {
                     "splits whose model has seen the document; null where the source does not say",
                 ),
                 ("words", "ARRAY<STRING>", "distinct word keys of a labelled document, for document frequencies"),
+                (
+                    "defect",
+                    "STRING",
+                    "why the row is no document: malformed_row, invalid_utf8, lone_surrogate; null where it is one",
+                ),
             ),
             {"bucket_from_0": "bucket >= 0"},
             partition=("corpus_key", "increment", "bucket"),

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from lexplain.attribution import ExplainedModel, Progress, task_device
 from lexplain.corpus import Staged, list_labelled
-from lexplain.errors import CorpusError, ModelError
+from lexplain.errors import CorpusError, ModelError, redact
 from lexplain.executor import decode_document
 from lexplain.keys import digest, explain_key, model_key
-from lexplain.model_store import digest_folder, fetch_model, redact
+from lexplain.model_store import digest_folder, fetch_model
 from lexplain.plan import FindMethod, Plan
 from lexplain.session import count_slots, is_local
 from lexplain.splits import Split, draw_split

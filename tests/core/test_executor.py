@@ -44,7 +44,7 @@ STAGED = pa.schema(
     [
         ("corpus_key", pa.string()), ("increment", pa.int32()), ("bucket", pa.int32()), ("doc_id", pa.string()),
         ("text", pa.binary()), ("text_digest", pa.string()), ("labels", pa.list_(pa.string())),
-        ("splits", pa.list_(pa.int32())),
+        ("defect", pa.string()), ("splits", pa.list_(pa.int32())),
     ]
 )  # fmt: skip
 

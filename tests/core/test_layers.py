@@ -32,6 +32,8 @@ KERNEL: tuple[tuple[str, ...], ...] = (
 LAYERS = (
     *KERNEL,
     ("session", "tables", "tracking"),
+    ("text_files",),
+    ("sources",),
     ("corpus",),
     ("attribution", "keywords"),
     ("training",),
@@ -45,7 +47,7 @@ LAYERS = (
 NARROW: dict[str, set[str]] = {
     "calibration": {"errors"},
     "methods": {"errors", "textcnn", "calibration"},  # a method sees tensors, never text, tokenizers or tables
-    "plan": {"errors", "settings"},
+    "plan": {"errors", "settings", "model_store"},
     "words": {"errors"},
     "splits": {"errors"},
     "session": {"errors"},
@@ -68,7 +70,17 @@ OWNERS: dict[str, set[str]] = {
         "training",
     },
     "transformers": {"classifier", "textcnn", "frozen_encoder", "finetune", "executor", "tracking"},
-    "pyspark": {"session", "tables", "corpus", "training", "attribution", "keywords", "pipeline"},
+    "pyspark": {
+        "session",
+        "tables",
+        "text_files",
+        "sources",
+        "corpus",
+        "training",
+        "attribution",
+        "keywords",
+        "pipeline",
+    },
     "delta": {"session", "tables"},
     "mlflow": {"tracking"},
     "pandas": {"attribution"},
