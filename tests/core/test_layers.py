@@ -31,6 +31,7 @@ KERNEL: tuple[tuple[str, ...], ...] = (
 )
 LAYERS = (
     *KERNEL,
+    ("evidence",),
     ("session", "tables", "tracking"),
     ("corpus",),
     ("attribution", "keywords"),
@@ -48,7 +49,8 @@ NARROW: dict[str, set[str]] = {
     "words": {"errors"},
     "splits": {"errors"},
     "session": {"errors"},
-    "tables": {"errors"},
+    "evidence": set(),
+    "tables": {"errors", "evidence"},
     "tracking": {"errors", "finetune", "model_store", "plan"},
     "terminal": {"errors"},
 }
