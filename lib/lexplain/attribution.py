@@ -152,13 +152,10 @@ class Attribution:
         if pending:
             device = _check_models(self.tables.spark, self.plan, self.find_method, self.models)
         for wave in self._waves():
-            for (increment, bucket), rows in _group_chunks(pending, wave):
-                owed = {row["explain_key"]: int(row["n_documents"]) for row in rows}
-                made = self._explain_chunk(
-                    [model for model in wave if model.explain_key in owed], increment, bucket, owed
-                )
+            for increment, bucket, owed in _group_chunks(pending, wave):
+                made = self._explain_chunk(wave, increment, bucket)
                 counts = {status: counts[status] + made[status] for status in STATUSES}
-                progress.advance(sum(owed.values()))
+                progress.advance(owed)
                 self._check_rejected(counts)
                 self._check_hours((time.monotonic() - started) / 3600)
         progress.finish(f"{planned} (model, document) pairs, {missing} made now")
@@ -247,13 +244,14 @@ class Attribution:
             place = f"corpus_key = {quote_text(self.corpus.key)} AND increment = {increment}"
             self.tables.replace(ledger, "chunks", where=f"{place} AND explain_key IN ({missing_keys})")
 
-    def _find_pending(self) -> list[dict[str, Any]]:
+    def _find_pending(self, place: str = "TRUE") -> list[dict[str, Any]]:
         """Return the ledger's rows whose documents are not all committed once, from the committed tables alone."""
+        where = f"{self._where} AND {place}"
         rows = self.tables.spark.sql(
             "SELECT c.explain_key, c.increment, c.bucket, c.split, c.n_documents"
-            f" FROM (SELECT * FROM {self.tables.name('chunks')} WHERE {self._where}) c LEFT JOIN"
+            f" FROM (SELECT * FROM {self.tables.name('chunks')} WHERE {where}) c LEFT JOIN"
             " (SELECT explain_key, increment, bucket, count_if(label_rank = 0) AS done"
-            f" FROM {self.tables.name('explanations')} WHERE {self._where} GROUP BY explain_key, increment, bucket) e"
+            f" FROM {self.tables.name('explanations')} WHERE {where} GROUP BY explain_key, increment, bucket) e"
             " ON c.explain_key = e.explain_key AND c.increment = e.increment AND c.bucket = e.bucket"
             " WHERE c.n_documents != coalesce(e.done, 0) ORDER BY c.increment, c.bucket, c.split"
         ).collect()
@@ -265,15 +263,19 @@ class Attribution:
         for start in range(0, len(ordered), size):
             yield ordered[start : start + size]
 
-    def _explain_chunk(
-        self, models: Sequence[ExplainedModel], increment: int, bucket: int, owed: Mapping[str, int]
-    ) -> dict[str, int]:
-        """Commit a chunk's explanations, in the place of any that are there; return (model, document) pairs by status."""
+    def _explain_chunk(self, wave: Sequence[ExplainedModel], increment: int, bucket: int) -> dict[str, int]:
+        """Commit what a chunk lacks, in the place of any rows of the same models; return the pairs made by status."""
         from pyspark import StorageLevel
 
         spark, plan = self.tables.spark, self.plan
-        task = make_task(spark, plan, self.find_method, _as_tasks(models))
         place = f"increment = {increment} AND bucket = {bucket}"
+        # Another job may have made them since: it is cheaper to look again than to explain again.
+        owed = {row["explain_key"]: int(row["n_documents"]) for row in self._find_pending(place)}
+        models = [model for model in wave if model.explain_key in owed]
+        if not models:
+            return dict.fromkeys(STATUSES, 0)
+        owed = {model.explain_key: owed[model.explain_key] for model in models}
+        task = make_task(spark, plan, self.find_method, _as_tasks(models))
         documents = self._read_documents(models, place).where("size(splits) > 0")
         tasks = max(1, ceil(documents.count() / _TASK_DOCUMENTS))
         ordered = documents.repartition(tasks, "text_digest").sortWithinPartitions("text_digest", "doc_id")
@@ -319,15 +321,15 @@ class Attribution:
         )
 
 
-def _group_chunks(
-    pending: Sequence[Mapping[str, Any]], wave: Sequence[ExplainedModel]
-) -> list[tuple[tuple[int, int], list[Mapping[str, Any]]]]:
+def _group_chunks(pending: Sequence[Mapping[str, Any]], wave: Sequence[ExplainedModel]) -> list[tuple[int, int, int]]:
+    """Return (increment, bucket, documents pending) of the chunks that lack something of a wave, in order."""
     keys = {model.explain_key for model in wave}
-    chunks: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+    chunks: dict[tuple[int, int], int] = {}
     for row in pending:
         if row["explain_key"] in keys:
-            chunks.setdefault((row["increment"], row["bucket"]), []).append(row)
-    return sorted(chunks.items())
+            chunk = (row["increment"], row["bucket"])
+            chunks[chunk] = chunks.get(chunk, 0) + int(row["n_documents"])
+    return sorted((*chunk, documents) for chunk, documents in chunks.items())
 
 
 def _check_chunk(explained: DataFrame, chunk: str, owed: Mapping[str, int]) -> dict[str, int]:
