@@ -494,13 +494,15 @@ class Tables:
         return [quote_identifier(name) for name, _, _ in TABLES[table].columns]
 
     def _commit(self, write: Callable[[], object], table: str) -> None:
-        # Imported before the call: it is the import that makes PySpark raise these classes.
-        from delta.exceptions import DeltaConcurrentModificationException
+        # Imported before the call: it is the import that makes PySpark raise these classes. In Python they have no
+        # ancestor in common, unlike in Java.
+        from delta import exceptions
 
+        refusals = tuple(getattr(exceptions, name) for name in exceptions.__all__)
         for attempt in range(1, _COMMIT_ATTEMPTS + 1):
             try:
                 write()
-            except DeltaConcurrentModificationException as error:
+            except refusals as error:
                 if attempt == _COMMIT_ATTEMPTS:
                     raise TableError(
                         f"table {table}: other jobs' commits came in between {attempt} times. Its rows would have "
