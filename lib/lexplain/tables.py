@@ -477,14 +477,16 @@ class Tables:
     def add_first(self, rows: DataFrame, table: str, *, unless: str) -> None:
         """Add `rows` in one commit, unless the table, called `present` in the SQL condition `unless`, has such a row.
 
-        Of several jobs that do so at once, the first one's rows stay; read them to see whose they are.
+        Of several jobs that do so at once, the first one's rows stay; read them to see whose they are. Delta keeps
+        the rows on the executors until they are committed.
 
         Raises:
             TableError: Other jobs' commits came in between time and again.
         """
         signature = "spark.databricks.delta.commitInfo.userMetadata"  # a MERGE takes no option of a writer
         self.spark.conf.set(signature, json.dumps(self._metadata))
-        merge = f"MERGE INTO {self.name(table)} AS present USING {{rows}} ON {unless} WHEN NOT MATCHED THEN INSERT *"
+        target, condition = (text.replace("{", "{{").replace("}", "}}") for text in (self.name(table), unless))
+        merge = f"MERGE INTO {target} AS present USING {{rows}} ON {condition} WHEN NOT MATCHED THEN INSERT *"
         try:
             self._commit(lambda: self.spark.sql(merge, rows=rows.select(*self._columns(table))), table)
         finally:
@@ -508,9 +510,8 @@ class Tables:
                         f"table {table}: other jobs' commits came in between {attempt} times. Its rows would have "
                         "mixed with theirs. Run the same command again when fewer jobs write to this sink."
                     ) from error
-                time.sleep(
-                    random.SystemRandom().uniform(0.0, 0.5 * attempt)
-                )  # jobs that met once must not meet again in step
+                # At random: jobs that met once must not meet again in step.
+                time.sleep(random.SystemRandom().uniform(0.0, 0.5 * attempt))
             else:
                 self.commits += 1
                 return
