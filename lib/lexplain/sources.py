@@ -24,10 +24,11 @@ _TEXT_KINDS = ("csv", "tsv", "json")
 _MOST_COLUMNS = 20  # shown in a message
 
 
-def read_documents(spark: SparkSession, source: Source, name: str) -> DataFrame:
+def read_documents(spark: SparkSession, source: Source, name: str, *, version: int | None = None) -> DataFrame:
     """Return a source as (doc_id, text BINARY, text_digest, labels, seen_by, defect), filtered and sampled.
 
     Sampling goes by the text's digest: the same documents each time, whatever the order of the source.
+    With `version`, that version of a Delta table is read.
 
     A row that is no document has a `defect`, its record as text, no labels, and an id made from the record where its own
     cannot be read: `malformed_row` (a number of fields other than the header's, a quote left open, a line that is no
@@ -41,7 +42,7 @@ def read_documents(spark: SparkSession, source: Source, name: str) -> DataFrame:
     Note:
         Cost: one reading to check the rows, of columnar sources only ids, labels and the filter's columns.
     """
-    frame = read_source(spark, source)
+    frame = read_source(spark, source, version)
     _check_columns(spark, frame, source, name)
     documents = _map_columns(frame, source, name)
     defects = _count_defects(documents, frame.columns, source, name)
@@ -64,19 +65,20 @@ def read_documents(spark: SparkSession, source: Source, name: str) -> DataFrame:
     return documents
 
 
-def read_source(spark: SparkSession, source: Source) -> DataFrame:
+def read_source(spark: SparkSession, source: Source, version: int | None = None) -> DataFrame:
     """Return a source's own columns, all of its rows; of text files also `BROKEN`.
 
     Raises:
         CorpusError: It cannot be read.
     """
     try:
+        reader = spark.read if version is None else spark.read.option("versionAsOf", version)
         if source.table is not None:
-            return spark.table(".".join(map(quote_identifier, source.table.split("."))))
+            return reader.table(".".join(map(quote_identifier, source.table.split("."))))
         path = literal_path(source)
         if source.kind in _TEXT_KINDS:
             return read_text_file(spark, source, path)
-        return spark.read.format(str(source.kind)).load(path)
+        return reader.format(str(source.kind)).load(path)
     except CorpusError:
         raise
     except Exception as error:

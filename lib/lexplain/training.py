@@ -267,7 +267,7 @@ def _commit_model(
         "seconds": row["seconds"], "mlflow_uri": None if uri == folder else uri,
     }  # fmt: skip
     rows = tables.spark.createDataFrame([values], TABLES["models"].schema)
-    tables.append(rows, "models", app_id=f"model/{key}")
+    tables.replace(rows, "models", where=f"model_key = {quote_text(key)}")
 
 
 def take_models(
@@ -298,7 +298,8 @@ def take_models(
         row |= {"model_key": key, "split": split, "uri": redact(location.uri), "folder": location.folder,
                 "digest": location.digest, "labels": names}  # fmt: skip
         if not tables.read("models").where(f"model_key = {quote_text(key)}").head(1):
-            tables.append(tables.spark.createDataFrame([row], TABLES["models"].schema), "models", app_id=f"model/{key}")
+            rows = tables.spark.createDataFrame([row], TABLES["models"].schema)
+            tables.replace(rows, "models", where=f"model_key = {quote_text(key)}")
         explained = key_of(plan, find_method, row)
         models.append(ExplainedModel(split, explained, location.folder, location.digest, None))
     return models

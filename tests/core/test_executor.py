@@ -273,7 +273,9 @@ def test_label_ranks_of_a_multi_label_model(shelf: Shelf, models: ModelCache):
     folder = shelf.folder("bert", problem_type="multi_label_classification", seed=1)
     words = " ".join(TEXTS[:3]).replace("& ", "").split()
     texts = [" ".join(words[start : start + length]) for length in (1, 2, 3) for start in range(len(words) - length)]
-    rows = explain([stage(texts, labels=["politics"])], make_task(model_task(folder), options={"rule": "midpoint", "nodes": 2}))
+    rows = explain(
+        [stage(texts, labels=["politics"])], make_task(model_task(folder), options={"rule": "midpoint", "nodes": 2})
+    )
     by_document: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_document.setdefault(row["doc_id"], []).append(row)

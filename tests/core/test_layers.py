@@ -31,6 +31,7 @@ KERNEL: tuple[tuple[str, ...], ...] = (
 )
 LAYERS = (
     *KERNEL,
+    ("evidence",),
     ("session", "tables", "tracking"),
     ("text_files",),
     ("sources",),
@@ -51,7 +52,8 @@ NARROW: dict[str, set[str]] = {
     "words": {"errors"},
     "splits": {"errors"},
     "session": {"errors"},
-    "tables": {"errors"},
+    "evidence": set(),
+    "tables": {"errors", "evidence"},
     "tracking": {"errors", "finetune", "model_store", "plan"},
     "terminal": {"errors"},
 }

@@ -234,7 +234,10 @@ def test_options_that_are_right_give_no_problem() -> None:
         ({"nodes": 10.0}, "method.nodes=10.0 must be a whole number"),
         ({"nodes": True}, "method.nodes=True must be a whole number"),
         ({"nodes": "50"}, "method.nodes='50' must be a whole number"),
-        ({"rule": "simpson"}, "method.rule='simpson' must be one of adaptive, calibrated, midpoint, trapezoid, gauss_legendre"),
+        (
+            {"rule": "simpson"},
+            "method.rule='simpson' must be one of adaptive, calibrated, midpoint, trapezoid, gauss_legendre",
+        ),
         ({"baseline": 3}, "method.baseline=3 must be text"),
         ({"node": 10}, "method.node=10 is no option of integrated_gradients.v1"),
         ({"nodes": 10}, "method.nodes=10 is not read by rule: adaptive"),
