@@ -95,7 +95,9 @@ def make_task(spark: SparkSession, plan: Plan, find_method: FindMethod, models: 
     return ExplainTask(
         models=tuple(models),
         method=method.id,
-        options=dict(method.complete_options(plan.method.options)),
+        options=dict(method.complete_options(plan.method.asked)),
+        precision=plan.method.precision,
+        top_k=plan.method.top_k,
         max_tokens=plan.text.max_tokens,
         overlap=plan.text.overlap,
         max_windows=plan.text.max_windows,
@@ -106,6 +108,7 @@ def make_task(spark: SparkSession, plan: Plan, find_method: FindMethod, models: 
         threads=plan.execution.threads or max(1, cores // slots),
         models_in_memory=plan.execution.models_in_memory,
         allow_pickle=plan.execution.allow_pickle,
+        compile=plan.execution.compile,
     )
 
 

@@ -76,7 +76,8 @@ class Rejection:
     """Why a text has no explanation.
 
     Attributes:
-        reason: `no_words`, `not_finite`, `out_of_memory`, or the reason of a DocumentError.
+        reason: `no_words`, `not_tokenized`, `not_finite`, `not_converged`, `out_of_memory`, or the reason of a
+            DocumentError.
         message: For people.
     """
 
@@ -100,7 +101,7 @@ class Explainer:
         self, classifier: Classifier, method: Method, options: Mapping[str, object], *, max_tokens: int,
         overlap: int,
         max_windows: int | None, merge: Literal["sum", "absmax"], budget_tokens: int,
-        prepared: object = None,
+        top_k: int | None = None, prepared: object = None,
     ) -> None:  # fmt: skip
         """Check everything that can be checked without a text.
 
@@ -114,6 +115,7 @@ class Explainer:
             merge: How token scores become word scores; `sum` keeps completeness.
             budget_tokens: Path points x padded length of one pass of the model; halved whenever memory runs
                 out. A single point is tried whatever its length.
+            top_k: Explain so many of the most probable labels, predicted or not; None: the predicted ones.
             prepared: What a preparation has made for this model and method, as a `Calibration`.
 
         Raises:
@@ -145,6 +147,7 @@ class Explainer:
         self._max_tokens, self._overlap, self._max_windows = max_tokens, overlap, max_windows
         self._merge: Literal["sum", "absmax"] = merge
         self._budget = _Budget(budget_tokens)
+        self._top_k = top_k
         self._prepared = prepared
 
     @property
@@ -152,8 +155,29 @@ class Explainer:
         """Tokens x points of a pass, as small as lack of memory has made it."""
         return self._budget.tokens
 
+    @budget_tokens.setter
+    def budget_tokens(self, tokens: int) -> None:
+        self._budget.tokens = tokens
+
     def explain(self, texts: Sequence[str]) -> list[Outcome]:
-        """Explain every predicted label of every text.
+        """Explain the labels of every text: `read_texts`, then `explain_documents`."""
+        return self.explain_documents(self.read_texts(texts))
+
+    def read_texts(self, texts: Sequence[str]) -> Documents:
+        """Find words and token windows, which takes no pass of the model: another thread may do it ahead.
+
+        Equal texts are read, and will be explained, once.
+
+        Note:
+            Runs on: executor. Cost: about a millisecond a text.
+        """
+        documents = {text: _Document(text) for text in sorted(set(texts), key=lambda text: (len(text), text))}
+        for document in documents.values():
+            self._open(document)
+        return Documents([documents[text] for text in texts], list(documents.values()))
+
+    def explain_documents(self, documents: Documents) -> list[Outcome]:
+        """Explain what `read_texts` has read.
 
         Returns:
             One outcome a text, in the order of the texts. A text that cannot be explained is a Rejection,
@@ -163,14 +187,11 @@ class Explainer:
             Runs on: executor. Cost: one forward pass a window, then what the method takes for each window;
             targets of one window share the forward part.
         """
-        documents = [_Document(text) for text in sorted(set(texts), key=lambda text: (len(text), text))]
-        for document in documents:
-            self._open(document)
-        self._predict([document for document in documents if document.rejection is None])
-        for batch in self._batches([document for document in documents if document.rejection is None]):
+        self._predict([document for document in documents.distinct if document.rejection is None])
+        for batch in self._batches([document for document in documents.distinct if document.rejection is None]):
             self._attribute(batch)
-        outcomes = {document.text: self._close(document) for document in documents}
-        return [outcomes[text] for text in texts]
+        outcomes = {id(document): self._close(document) for document in documents.distinct}
+        return [outcomes[id(document)] for document in documents.in_order]
 
     def _open(self, document: _Document) -> None:
         """Find the words and the windows of a text."""
@@ -182,9 +203,12 @@ class Explainer:
         if not document.words:
             document.rejection = Rejection("no_words", "The text holds no letter and no number, so it has no words.")
             return
-        document.encoding = self._classifier.encode(
-            document.text, max_tokens=self._max_tokens, overlap=self._overlap, max_windows=self._max_windows
-        )
+        try:
+            document.encoding = self._classifier.encode(
+                document.text, max_tokens=self._max_tokens, overlap=self._overlap, max_windows=self._max_windows
+            )
+        except Exception as error:  # whatever a tokenizer stumbles over is this text's, not the batch's
+            document.rejection = Rejection("not_tokenized", f"The tokenizer fails on this text: {error}")
 
     def _predict(self, documents: Sequence[_Document]) -> None:
         """Compute every window's logits, and each text's probabilities and targets."""
@@ -217,8 +241,15 @@ class Explainer:
         n_tokens = len(document.encoding.offsets)
         document.targets = [
             _Target(label, float(probabilities[label]), np.zeros(n_tokens))
-            for label in self._classifier.predict(probabilities)
+            for label in self._choose_labels(probabilities)
         ]
+
+    def _choose_labels(self, probabilities: Tensor) -> list[int]:
+        """Return the labels to explain, most probable first."""
+        if self._top_k is None:
+            return self._classifier.predict(probabilities)
+        values = probabilities.tolist()
+        return sorted(range(len(values)), key=lambda label: -values[label])[: self._top_k]
 
     def _batches(self, documents: Sequence[_Document]) -> Iterator[list[_Row]]:
         """Yield rows, longest first, in batches of some passes: what one row no longer needs, others fill."""
@@ -248,9 +279,7 @@ class Explainer:
         Note:
             Runs on: executor. Cost: `nodes` forward and backward passes a text.
         """
-        documents = [_Document(text) for text in sorted(set(texts))]
-        for document in documents:
-            self._open(document)
+        documents = self.read_texts(texts).distinct
         self._predict([document for document in documents if document.rejection is None])
         paths: list[NDArray[np.float64]] = []
         for batch in self._batches([document for document in documents if document.rejection is None]):
@@ -316,6 +345,8 @@ class Explainer:
             document.rejection = _not_finite("scores")
         if document.rejection is not None:
             return document.rejection
+        if self._options.get("unconverged") == "reject" and not all(target.converged for target in document.targets):
+            return Rejection("not_converged", "The scores are not within the tolerance after the most points allowed.")
         return [self._merge_words(document, target, rank) for rank, target in enumerate(document.targets)]
 
     def _merge_words(self, document: _Document, target: _Target, rank: int) -> Explanation:
@@ -372,6 +403,19 @@ class _Document:
     logits: NDArray[np.float64] = field(init=False)  # (windows, C)
     targets: list[_Target] = field(default_factory=list)
     rejection: Rejection | None = None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Documents:
+    """Texts that were read and are not explained yet.
+
+    Attributes:
+        in_order: One a text; equal texts are one object.
+        distinct: Each object once, by length.
+    """
+
+    in_order: list[_Document]
+    distinct: list[_Document]
 
 
 @dataclass(frozen=True, eq=False, slots=True)

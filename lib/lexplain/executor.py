@@ -11,6 +11,7 @@ import os
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,13 +23,18 @@ from lexplain.words import segment
 
 if TYPE_CHECKING:
     from lexplain.classifier import Classifier
-    from lexplain.engine import Explainer, Explanation, Outcome
+    from lexplain.engine import Documents, Explainer, Explanation, Outcome, Rejection
 
 # Documents that are explained together: enough to sort by length and fill passes, few enough to stay in memory.
 LOOK_AHEAD_DOCUMENTS = 256
 
+# Past so many times as many, copies of one text no longer keep a look-ahead together.
+_COPIES = 4
+
 # What a pass holds where the plan does not say: a CPU's caches are full early, a GPU idles on small passes.
 _BUDGET_TOKENS = {"cpu": 2048, "cuda": 32_768}
+
+Precision = Literal["float32", "bfloat16"]
 
 WORD = pa.struct([("word", pa.string()), ("start", pa.int32()), ("end", pa.int32()), ("score", pa.float64())])
 SPAN = pa.struct(
@@ -78,12 +84,14 @@ class ModelTask:
         explain_key: Key of its explanations; None for the SQL function, which stores none.
         folder: Local path or storage URI that this node can read.
         digest: What `digest_folder` gave for it on the driver.
+        calibration: What `Calibration.to_json` gave; None for a model that was not calibrated.
     """
 
     split: int
     explain_key: str | None
     folder: str
     digest: str
+    calibration: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,8 @@ class ExplainTask:
     models: tuple[ModelTask, ...]
     method: str
     options: Mapping[str, object]
+    precision: Precision
+    top_k: int | None
     max_tokens: int
     overlap: int
     max_windows: int | None
@@ -102,33 +112,46 @@ class ExplainTask:
     threads: int
     models_in_memory: int
     allow_pickle: bool
+    compile: bool
+
+    @property
+    def accuracy(self) -> Literal["document", "keywords"]:
+        """Whether each explanation stands for itself, or only many of them together do."""
+        return "keywords" if self.options.get("rule") == "calibrated" else "document"
 
 
 class ModelCache:
-    """The models a process holds, by (digest, device), the least recently used dropped first.
+    """The models a process holds, by (digest, device, precision), the least recently used dropped first.
 
     Attributes:
-        loads: How many loads there were; one a digest and device as long as the capacity suffices.
-        budgets: Tokens x points that a pass was found to have memory for, by (digest, device), where memory ran out.
+        loads: How many loads there were; one a key as long as the capacity suffices.
+        budgets: Tokens x points that a pass was found to have memory for, by the same key, where memory ran out.
     """
 
     def __init__(self) -> None:
-        self.budgets: dict[tuple[str, str], int] = {}
-        self._held: OrderedDict[tuple[str, str], Classifier] = OrderedDict()
+        self.budgets: dict[tuple[str, str, str], int] = {}
+        self._held: OrderedDict[tuple[str, str, str], Classifier] = OrderedDict()
         self.loads = 0
 
-    def load(self, model: ModelTask, device: str, *, capacity: int, allow_pickle: bool) -> Classifier:
+    def load(self, model: ModelTask, task: ExplainTask, device: str) -> Classifier:
         """Return the model, loaded from its folder unless it is held."""
-        key = (model.digest, device)
+        import torch
+
+        key = (model.digest, device, task.precision)
         if key in self._held:
             self._held.move_to_end(key)
             return self._held[key]
-        while len(self._held) >= capacity:
+        while len(self._held) >= task.models_in_memory:
             self._held.popitem(last=False)
             _free_device_memory()
         from lexplain.classifier import Classifier
 
-        classifier = Classifier.load(fetch_model(model.folder, model.digest), device=device, allow_pickle=allow_pickle)
+        classifier = Classifier.load(
+            fetch_model(model.folder, model.digest), device=device, dtype=getattr(torch, task.precision),
+            allow_pickle=task.allow_pickle,
+        )  # fmt: skip
+        if task.compile:
+            classifier.model.compile(dynamic=True)
         self.loads += 1
         self._held[key] = classifier
         return classifier
@@ -218,18 +241,41 @@ def explain_texts(
     texts: Sequence[bytes | str | None], task: ExplainTask, model: ModelTask, device: str
 ) -> list[Outcome]:
     """Return one outcome a text, in their order; what cannot be explained is a Rejection."""
+    explainer = open_explainer(task, model, device)
+    return _explain(_read(texts, task, explainer), task, model, explainer, device)
+
+
+def _read(
+    texts: Sequence[bytes | str | Rejection | None], task: ExplainTask, explainer: Explainer
+) -> tuple[list[Rejection | None], Documents]:
+    """Decode, segment and tokenize; returns why texts were unreadable, and those that were not."""
     from lexplain.engine import Rejection
 
-    outcomes: list[Outcome | None] = []
+    unreadable: list[Rejection | None] = []
     readable: list[str] = []
     for data in texts:
+        if isinstance(data, Rejection):
+            unreadable.append(data)
+            continue
         try:
             readable.append(decode_document(data, task.max_characters))
-            outcomes.append(None)
+            unreadable.append(None)
         except DocumentError as error:
-            outcomes.append(Rejection(error.reason, error.message))
-    explained = iter(_explain(readable, task, model, device) if readable else [])
-    return [next(explained) if outcome is None else outcome for outcome in outcomes]
+            unreadable.append(Rejection(error.reason, error.message))
+    return unreadable, explainer.read_texts(readable)
+
+
+def _explain(
+    read: tuple[list[Rejection | None], Documents], task: ExplainTask, model: ModelTask, explainer: Explainer, device: str
+) -> list[Outcome]:  # fmt: skip
+    unreadable, documents = read
+    key = (model.digest, device, task.precision)
+    # Memory may have run out since the explainer was opened: its texts were read while others were explained.
+    before = explainer.budget_tokens = min(explainer.budget_tokens, MODELS.budgets.get(key, sys.maxsize))
+    explained = iter(explainer.explain_documents(documents))
+    if explainer.budget_tokens < before:
+        MODELS.budgets[key] = explainer.budget_tokens
+    return [next(explained) if rejection is None else rejection for rejection in unreadable]
 
 
 def open_explainer(task: ExplainTask, model: ModelTask, device: str) -> Explainer:
@@ -240,31 +286,24 @@ def open_explainer(task: ExplainTask, model: ModelTask, device: str) -> Explaine
     """
     import torch
 
+    from lexplain.calibration import Calibration
     from lexplain.engine import Explainer
     from lexplain.methods import find_method
 
     _quieten_libraries()
     torch.set_num_threads(task.threads)
-    budget_tokens = task.budget_tokens or _BUDGET_TOKENS[device.partition(":")[0]]
     return Explainer(
-        MODELS.load(model, device, capacity=task.models_in_memory, allow_pickle=task.allow_pickle),
+        MODELS.load(model, task, device),
         find_method(task.method),
         task.options,
         max_tokens=task.max_tokens,
         overlap=task.overlap,
         max_windows=task.max_windows,
         merge=task.merge,
-        budget_tokens=min(budget_tokens, MODELS.budgets.get((model.digest, device), budget_tokens)),
+        budget_tokens=task.budget_tokens or _BUDGET_TOKENS[device.partition(":")[0]],
+        top_k=task.top_k,
+        prepared=None if model.calibration is None else Calibration.from_json(model.calibration),
     )
-
-
-def _explain(texts: Sequence[str], task: ExplainTask, model: ModelTask, device: str) -> list[Outcome]:
-    explainer = open_explainer(task, model, device)
-    before = explainer.budget_tokens
-    outcomes = explainer.explain(texts)
-    if explainer.budget_tokens < before:
-        MODELS.budgets[model.digest, device] = explainer.budget_tokens
-    return outcomes
 
 
 def explain_batches(batches: Iterator[pa.RecordBatch], task: ExplainTask, device: str) -> Iterator[pa.RecordBatch]:
@@ -282,31 +321,67 @@ def explain_batches(batches: Iterator[pa.RecordBatch], task: ExplainTask, device
     Raises:
         ModelError: A model cannot be fetched or loaded.
     """
+    with ThreadPoolExecutor(1) as ahead:
+        under_way: _Job | None = None
+        for documents, model in _pair(batches, task):
+            if under_way is not None and len(task.models) > task.models_in_memory:
+                yield _finish(under_way, task, device)  # two models at once would be more than fit
+                under_way = None
+            explainer = open_explainer(task, model, device)
+            job = _Job(documents, model, explainer, ahead.submit(_read, _texts(documents), task, explainer))
+            if under_way is not None:
+                yield _finish(under_way, task, device)
+            under_way = job
+        if under_way is not None:
+            yield _finish(under_way, task, device)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Documents of one model whose texts are being read while the job before computes."""
+
+    documents: list[dict[str, Any]]
+    model: ModelTask
+    explainer: Explainer
+    read: Future[tuple[list[Rejection | None], Documents]]
+
+
+def _pair(batches: Iterator[pa.RecordBatch], task: ExplainTask) -> Iterator[tuple[list[dict[str, Any]], ModelTask]]:
+    """Yield some documents at a time with each model that owes them."""
+    for documents in _look_ahead(batches):
+        for model in task.models:
+            owed = [document for document in documents if model.split in document["splits"]]
+            if owed:
+                yield owed, model
+
+
+def _look_ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[list[dict[str, Any]]]:
+    """Yield documents in their order; copies of a text, which follow each other, stay together."""
     waiting: list[dict[str, Any]] = []
     for batch in batches:
-        waiting += batch.to_pylist()
-        while len(waiting) >= LOOK_AHEAD_DOCUMENTS:
-            yield from _explain_window(waiting[:LOOK_AHEAD_DOCUMENTS], task, device)
-            del waiting[:LOOK_AHEAD_DOCUMENTS]
+        for document in batch.to_pylist():
+            full = len(waiting) >= LOOK_AHEAD_DOCUMENTS and document["text_digest"] != waiting[-1]["text_digest"]
+            if full or len(waiting) >= _COPIES * LOOK_AHEAD_DOCUMENTS:
+                yield waiting
+                waiting = []
+            waiting.append(document)
     if waiting:
-        yield from _explain_window(waiting, task, device)
+        yield waiting
 
 
-def _explain_window(documents: list[dict[str, Any]], task: ExplainTask, device: str) -> Iterator[pa.RecordBatch]:
+def _texts(documents: Sequence[Mapping[str, Any]]) -> list[bytes | Rejection | None]:
     from lexplain.engine import Rejection
 
-    for model in task.models:
-        owed = [document for document in documents if model.split in document["splits"]]
-        if not owed:
-            continue
-        sound = [document for document in owed if document["defect"] is None]
-        explained = iter(explain_texts([document["text"] for document in sound], task, model, device))
-        rows: list[dict[str, Any]] = []
-        for document in owed:
-            defect = document["defect"]
-            outcome = next(explained) if defect is None else Rejection(defect, "the source's row is no document")
-            rows += _rows(document, outcome, task, model)
-        yield pa.RecordBatch.from_pylist(rows, schema=EXPLANATIONS)
+    broken = "the source's row is no document"
+    return [doc["text"] if doc["defect"] is None else Rejection(doc["defect"], broken) for doc in documents]
+
+
+def _finish(job: _Job, task: ExplainTask, device: str) -> pa.RecordBatch:
+    outcomes = _explain(job.read.result(), task, job.model, job.explainer, device)
+    rows: list[dict[str, Any]] = []
+    for document, outcome in zip(job.documents, outcomes, strict=True):
+        rows += _rows(document, outcome, task, job.model)
+    return pa.RecordBatch.from_pylist(rows, schema=EXPLANATIONS)
 
 
 def _rows(document: dict[str, Any], outcome: Outcome, task: ExplainTask, model: ModelTask) -> list[dict[str, Any]]:
@@ -319,19 +394,19 @@ def _rows(document: dict[str, Any], outcome: Outcome, task: ExplainTask, model: 
     gold = document["labels"]
     return [
         row
-        | _explanation_columns(explanation)
+        | _explanation_columns(explanation, task.accuracy)
         | {"status": "explained", "label_rank": rank, "is_gold": None if gold is None else explanation.label in gold}
         for rank, explanation in enumerate(outcome)
     ]
 
 
-def _explanation_columns(explanation: Explanation) -> dict[str, Any]:
+def _explanation_columns(explanation: Explanation, accuracy: str) -> dict[str, Any]:
     copied = (
         "label", "probability", "target_score", "baseline_score", "completeness_gap", "completeness_gap_relative",
         "evaluations", "converged", "token_norm", "n_tokens", "n_windows", "other_score",
     )  # fmt: skip
     columns = {name: getattr(explanation, name) for name in copied}
-    return columns | {"target": "logit", "accuracy": "document", "words": word_rows(explanation)}
+    return columns | {"target": "logit", "accuracy": accuracy, "words": word_rows(explanation)}
 
 
 def word_rows(explanation: Explanation) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from lexplain.plan import LEARNING_RATES, FindMethod, Keywords, Plan, Source
 from lexplain.settings import plain
@@ -78,9 +78,9 @@ def _recipe(plan: Plan) -> dict[str, object]:
     return recipe | {"learning_rate": plan.models.learning_rate or LEARNING_RATES[plan.models.train]}
 
 
-def _method(plan: Plan, find_method: FindMethod) -> tuple[str, Mapping[str, object]]:
+def _method(plan: Plan, find_method: FindMethod) -> tuple[object, ...]:
     method = find_method(plan.method.id)
-    return method.id, method.complete_options(plan.method.options)
+    return method.id, method.complete_options(plan.method.asked), plan.method.precision, plan.method.top_k
 
 
 def _rules(plan: Plan) -> Keywords:

@@ -143,6 +143,22 @@ class MethodChoice:
 
     id: str = setting("integrated_gradients", says="see `lexplain methods`")
     options: Mapping[str, Any] = setting(dict, says="options of the method")
+    accuracy: Literal["document", "keywords"] = setting(
+        "document", says="document: each explanation within its tolerance; keywords: a few calibrated points, for class"
+        " tables over large corpora",
+    )  # fmt: skip
+    top_k: int | None = setting(
+        None, low=1, says="explain so many of a document's most probable labels; the predicted ones when left out",
+        silently="No label would have been explained",
+    )  # fmt: skip
+    precision: Literal["float32", "bfloat16"] = setting(
+        "float32", says="of the model's body; paths and sums are float32 or longer"
+    )
+
+    @property
+    def asked(self) -> Mapping[str, Any]:
+        """The options that the method is called with: the plan's, and what its accuracy means."""
+        return {**self.options, "rule": "calibrated"} if self.accuracy == "keywords" else self.options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +231,7 @@ class Execution:
     chunk_documents: int = setting(2_000, low=1, says="documents a chunk: the unit that is committed and resumed")
     models_in_memory: int = setting(4, low=1, says="models that a worker holds at once")
     allow_pickle: bool = setting(False, says="true: load pickled weights, which can run code of whoever made them")
+    compile: bool = setting(False, says="true: torch.compile the models; pays on GPUs and long runs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -439,7 +456,15 @@ def _check_method(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
         yield Problem("method.id", plan.method.id, "is no known method", "Nothing would have been explained",
                       str(error).rsplit(". ", 1)[-1].rstrip("."))  # fmt: skip
         return
-    for problem in method.check(plan.method.options):
+    if plan.method.accuracy == "keywords" and (
+        not method.id.startswith("integrated_gradients.") or "rule" in plan.method.options
+    ):
+        yield Problem("method.accuracy", "keywords", "is of integrated_gradients, without a rule of the plan's own",
+                      "Scores would not have been those of the method", "Write accuracy: document, or leave rule out")  # fmt: skip
+    if plan.method.options.get("rule") == "calibrated":
+        yield Problem("method.options.rule", "calibrated", "is what accuracy: keywords means",
+                      "The explanations would have counted as accurate for each document", "Write accuracy: keywords")  # fmt: skip
+    for problem in method.check(plan.method.asked):
         field = f"method.options.{problem.field.rsplit('.', 1)[-1]}"
         yield dataclasses.replace(problem, field=field, value=shorten(problem.value))
 

@@ -78,6 +78,7 @@ def make_task(*models: ModelTask, **changes: Any) -> ExplainTask:
         "method": "integrated_gradients.v1", "options": {"rule": "midpoint", "nodes": 5, "baseline": "mask"},
         "max_tokens": 40, "overlap": 6, "max_windows": None, "max_characters": 1000, "merge": "sum",
         "budget_tokens": 2000, "threads": 1, "models_in_memory": 4, "allow_pickle": False,
+        "precision": "float32", "top_k": None, "compile": False,
     }  # fmt: skip
     return ExplainTask(models=models, **settings | changes)
 
@@ -350,7 +351,7 @@ def test_full_cache_drops_the_least_recently_used(shelf: Shelf):
     tasks = [model_task(shelf.folder("bert", seed=seed), seed) for seed in (0, 1, 2)]
 
     def load(number: int) -> Classifier:
-        return cache.load(tasks[number], "cpu", capacity=2, allow_pickle=False)
+        return cache.load(tasks[number], make_task(*tasks, models_in_memory=2), "cpu")
 
     first, second = load(0), load(1)
     assert load(0) is first
@@ -363,14 +364,14 @@ def test_full_cache_drops_the_least_recently_used(shelf: Shelf):
 
 def test_dropped_model_is_gone_before_the_next_is_loaded(shelf: Shelf):
     """Two models at once would not fit a device that was planned for one."""
-    cache = ModelCache()
+    cache, small = ModelCache(), make_task(models_in_memory=1)
     gc.collect()
     gc.disable()
     try:
-        old = cache.load(model_task(shelf.folder("bert")), "cpu", capacity=1, allow_pickle=False)
+        old = cache.load(model_task(shelf.folder("bert")), small, "cpu")
         parts = [weakref.ref(old), weakref.ref(old.model), weakref.ref(old._embeddings.weight)]
         del old
-        cache.load(model_task(shelf.folder("bert", seed=1), 1), "cpu", capacity=1, allow_pickle=False)
+        cache.load(model_task(shelf.folder("bert", seed=1), 1), small, "cpu")
         assert [part() for part in parts] == [None] * 3
     finally:
         gc.enable()
@@ -399,7 +400,7 @@ def test_missing_model_is_an_error(models: ModelCache, tmp_path: Path):
 def test_lack_of_memory_is_remembered(shelf: Shelf, models: ModelCache):
     """Each window of documents used to find out anew how much fits, at the cost of a failed pass."""
     task = make_task(model_task(shelf.folder("bert")), budget_tokens=400)
-    classifier = models.load(task.models[0], "cpu", capacity=1, allow_pickle=False)
+    classifier = models.load(task.models[0], dataclasses.replace(task, models_in_memory=1), "cpu")
     failures = 0
 
     def fail_above_100_tokens(_: torch.nn.Module, __: Any, inputs: dict[str, torch.Tensor]) -> None:

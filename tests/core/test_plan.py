@@ -795,6 +795,10 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("models__register_as", "other", set()),
     ("method__id", "integrated_gradients.v1", set()),  # the newest version by name
     ("method__options", {"rule": "midpoint", "nodes": 20}, TEXT),
+    ("method__accuracy", "keywords", TEXT),
+    ("method__top_k", 3, TEXT),
+    ("method__precision", "bfloat16", TEXT),
+    ("execution__compile", True, set()),
     ("text__max_tokens", 256, {"model", "explain", "run"}),
     ("text__overlap", 32, TEXT),
     ("text__max_windows", 1, TEXT),
