@@ -101,6 +101,8 @@ def _check_encoding(lines: DataFrame, source: Source) -> None:
 
 
 def _read_fields(spark: SparkSession, source: Source, path: str, lines: DataFrame, partitions: list[str]) -> DataFrame:
+    if source.header:
+        _check_headers(source, lines)
     frame = _open_fields(spark, source, path)
     names = [name for name in frame.columns if name not in (*partitions, _RECORD)]
     malformed = f"{_RECORD} IS NOT NULL"
@@ -143,10 +145,30 @@ def _open_fields(spark: SparkSession, source: Source, path: str) -> DataFrame:
     # A header is one line. Looking for several, Spark would take a file's name for a pattern.
     multi_line = source.kind == "csv" and not source.header
     fields = spark.read.options(**options | {"multiLine": multi_line}).csv(path).schema.fields
-    # The files of a folder must agree on their header. A name that Spark made for an empty or a second one is in no file.
-    made = any(field.name.endswith(str(number)) for number, field in enumerate(fields))
     schema = StructType([*fields, StructField(_RECORD, StringType())])
-    return spark.read.options(**options, enforceSchema=made, columnNameOfCorruptRecord=_RECORD).schema(schema).csv(path)
+    return spark.read.options(**options, columnNameOfCorruptRecord=_RECORD).schema(schema).csv(path)
+
+
+def _check_headers(source: Source, lines: DataFrame) -> None:
+    """Refuse files whose first lines differ: columns are told by their place. Not Spark's own check, which takes a BOM for text."""
+    from pyspark.sql.functions import expr
+
+    if len(lines.inputFiles()) < 2:
+        return
+    heads = (
+        lines.selectExpr(
+            "_metadata.file_path AS file", "rtrim('\\r', decode(CAST(value AS BINARY), 'ISO-8859-1')) AS line",
+            "struct(_metadata.file_block_start, monotonically_increasing_id()) AS place",
+        )
+        .groupBy("file").agg(expr("min_by(line, place) AS head"))
+        .groupBy("head").agg(expr("min(file) AS file")).orderBy("file").limit(2).collect()
+    )  # fmt: skip
+    if len(heads) > 1:
+        shown = [f"{row['file']!r} ({row['head'][:_SHOWN_CHARACTERS]!r})" for row in heads]
+        raise CorpusError(
+            f"the first lines of {shown[0]} and {shown[1]} differ. Columns would have been taken for one another. Give all "
+            "files of a folder the same header, or write header: false if they have none."
+        )
 
 
 def _restore_name(name: str) -> str:

@@ -227,6 +227,16 @@ def test_text_with_strange_characters_is_explained_as_it_is(shelf: Shelf, models
     assert {text[word["start"] : word["end"]] for word in row["words"]} >= {"tax", "team"}
 
 
+def test_a_defect_of_the_source_is_a_rejected_row_beside_explained_ones(shelf: Shelf, models: ModelCache):
+    batch = stage(TEXTS[:3], labels=[])
+    place = batch.schema.get_field_index("defect")
+    batch = batch.set_column(place, "defect", pa.array([None, "malformed_row", None], pa.string()))
+    rows = explain([batch], make_task(model_task(shelf.folder("bert"))))
+    assert {row["doc_id"]: row["reason"] for row in rows} == {"doc 0": None, "doc 1": "malformed_row", "doc 2": None}
+    alone = explain([stage(TEXTS[2:3])], make_task(model_task(shelf.folder("bert"))))
+    assert [row["words"] for row in rows if row["doc_id"] == "doc 2"] == [row["words"] for row in alone]
+
+
 def test_strings_are_read_as_bytes_are(shelf: Shelf, models: ModelCache):
     model = model_task(shelf.folder("bert"))
     texts = [*TEXTS, "", None]
