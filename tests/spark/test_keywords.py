@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from pyspark.sql import DataFrame, Row, SparkSession
 
 from lexplain.corpus import Staged
 from lexplain.keys import corpus_key, evidence_key
-from lexplain.keywords import compare_lists, rank_keywords, sum_words
+from lexplain.keywords import compare_lists, describe_evidence, rank_keywords, sum_words
 from lexplain.plan import Columns, Keywords, Models, Plan, Sink, Source
 from lexplain.tables import TABLES, Tables
 from pandas_oracle import Rules, make_keywords, overlap_rank_biased
@@ -410,6 +411,29 @@ def test_an_existing_keyword_table_is_left_alone(
     before = tables.versions()
     assert sum_and_rank(tables, make_plan("arranged", **LOOSE), "arranged") == arranged[1]
     assert tables.versions() == before
+
+
+@pytest.mark.parametrize("word_rule", ["unicode", "sacx-2022"])
+def test_the_view_of_evidence_accounts_for_each_score(tables: Tables, word_rule: str) -> None:
+    key, keys = f"evidence {word_rule}", ["model0", "model1", "model2"]
+    plan = make_plan(key, word_rule=word_rule, top_n=3, **LOOSE)
+    rows = draw_explanations(random.Random(11), VOCABULARY, 3)
+    write_corpus(tables, plan, rows)
+    kept = {(row.label, row.word): row for row in sum_and_rank(tables, plan, key) if row.kept}
+    run = {"run_id": key, "name": key, "status": "finished", "finished_at": datetime.now(UTC), "explain_keys": keys,
+           "corpus_key": corpus_key(plan.corpus), "keyword_key": key,
+           "evidence": describe_evidence(plan) | {"increments": 2}}  # fmt: skip
+    write(tables, "runs", [run])
+    write_corpus(tables, plan, [{**row, "increment": 2} for row in rows])  # staged later, by another run
+    shown = tables.spark.sql(
+        "SELECT label, word, count(*) AS n, avg(score_normalised) AS mean, min(is_gold) AS gold"
+        f" FROM keyword_evidence WHERE name = '{key}' GROUP BY label, word"
+    ).collect()
+    assert len(kept) > 10
+    assert {(row.label, row.word): row.n for row in shown} == {word: row.n_occurrences for word, row in kept.items()}
+    means = {word: row.score_mean for word, row in kept.items()}
+    assert {(row.label, row.word): row.mean for row in shown} == pytest.approx(means, abs=1e-12)
+    assert all(row.gold for row in shown)
 
 
 # --- the interval -----------------------------------------------------------------------------------------------------
