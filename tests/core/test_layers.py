@@ -57,6 +57,7 @@ NARROW: dict[str, set[str]] = {
 OWNERS: dict[str, set[str]] = {
     "torch": {"classifier", "textcnn", "methods", "frozen_encoder", "finetune", "engine", "executor", "training"},
     "transformers": {"classifier", "textcnn", "frozen_encoder", "finetune", "executor", "tracking"},
+    "tokenizers": {"textcnn"},
     "pyspark": {"session", "tables", "corpus", "training", "attribution", "keywords", "pipeline"},
     "delta": {"session", "tables"},
     "mlflow": {"tracking"},
