@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     METHODS: Mapping[str, Method]
     """Every method by versioned id; the families are imported when it is first read."""
 
-_FAMILIES = ("paths",)
+_FAMILIES = ("paths", "relevance")
 
 _registered: dict[str, Method] = {}
 
@@ -170,6 +170,7 @@ class Method:
         signed: A positive score raises the target logit, a negative one lowers it.
         stochastic: Draws random numbers.
         cite: Key of the paper.
+        models: Types of models that it explains, as their config names them; empty: any.
         options: By name, in the order of the signature.
     """
 
@@ -179,6 +180,7 @@ class Method:
     signed: bool
     stochastic: bool
     cite: str
+    models: tuple[str, ...]
     options: Mapping[str, Option]
 
     def check(self, options: Mapping[str, object]) -> list[Problem]:
@@ -217,7 +219,7 @@ Function = TypeVar("Function", bound=Callable[..., "Attribution"])
 
 def method(
     *, version: int, cite: str, complete: bool = False, signed: bool = True, stochastic: bool = False,
-    ranges: Mapping[str, tuple[float, float]] | None = None,
+    models: tuple[str, ...] = (), ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> Callable[[Function], Function]:  # fmt: skip
     """Register a function as an attribution method under `NAME.vVERSION`.
 
@@ -227,6 +229,7 @@ def method(
         complete: Scores sum to F(x) - F(baseline).
         signed: Scores have a sign.
         stochastic: Draws random numbers.
+        models: Types of models that it explains; empty: any.
         ranges: Smallest and largest value of an option, both allowed.
 
     Raises:
@@ -253,7 +256,7 @@ def method(
                 f"method={identity!r} must be registered once. Rows of two methods would have shared one id. "
                 f"Write another name, or version={version + 1}."
             )
-        _registered[identity] = Method(identity, function, complete, signed, stochastic, cite, options)
+        _registered[identity] = Method(identity, function, complete, signed, stochastic, cite, models, options)
         return function
 
     return register
