@@ -117,10 +117,20 @@ def words_by_character(
     return words, other
 
 
+Weights = tuple[NDArray[np.float64], NDArray[np.float64]]  # and biases
+
+
+def textcnn_weights(model: torch.nn.Module) -> tuple[list[Weights], Weights, NDArray[np.float64]]:
+    """Filters by width, output layer and word vectors of a TextCNN in float64."""
+    filters = [(_array(layer.weight), _array(layer.bias)) for layer in model.convolutions]
+    output = _array(model.classifier.weight), _array(model.classifier.bias)
+    return filters, output, _array(model.embeddings.weight)
+
+
 def textcnn_relevance(
     x: NDArray[np.float64],
-    filters: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
-    output: tuple[NDArray[np.float64], NDArray[np.float64]],
+    filters: Sequence[Weights],
+    output: Weights,
     label: int,
     eps: float,
     bias_factor: float,

@@ -358,7 +358,8 @@ def _map_linearly(eps: float) -> Callable[..., Tensor]:
     def rule(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         value = functional.linear(x, weight, bias)
         with torch.no_grad():
-            factor = value / (value + _give_sign(eps, value, value >= 0))
+            size = value.abs()
+            factor = size / (size + eps)  # the same as with the value's sign on all three
         found: Tensor = _Handback.apply(value, value, factor)
         return found
 
