@@ -55,13 +55,13 @@ def test_logits_are_those_of_the_equations(shelf: Shelf) -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_moves_no_logit_even_where_it_would_win(shelf: Shelf, side: str) -> None:
     """With filters that real words push below zero, a window of zeros would win every maximum."""
-    classifier = Classifier.load(shelf.folder("textcnn"))
+    classifier = Classifier.load(shelf.folder("textcnn"), dtype=torch.float64)
     model = classifier.model
     with torch.no_grad():
         model.embeddings.weight.abs_()
         for convolution in model.convolutions:
             convolution.weight.abs_().neg_()
-            convolution.bias.fill_(0.5)
+            convolution.bias.fill_(9.0)
         model.embeddings.weight[classifier.find_token("pad")] = 0.0
     ids = [read(classifier, text) for text in TEXTS]
     longest = max(map(len, ids)) + 3
@@ -70,14 +70,18 @@ def test_padding_moves_no_logit_even_where_it_would_win(shelf: Shelf, side: str)
     mask = torch.tensor([[0] * len(pad) + [1] * len(each) for each, pad in zip(ids, pads, strict=True)])
     mask = mask if side == "left" else mask.flip(1)
     with torch.no_grad():
-        alone = torch.cat([model(input_ids=torch.tensor([each])).logits for each in ids])
         together = model(input_ids=torch.tensor(rows), attention_mask=mask).logits
+        unmasked = model(input_ids=torch.tensor(rows)).logits
         embeddings = model.embeddings(torch.tensor(rows))
         embeddings[mask == 0] = 7.0  # nor does it matter what stands there
         embedded = model(inputs_embeds=embeddings, attention_mask=mask).logits
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
-    torch.testing.assert_close(embedded, alone, rtol=0, atol=1e-6)
-    assert not torch.equal(model(input_ids=torch.tensor(rows)).logits, alone), "padding must be able to win here"
+    filters, output, vectors = oracles.textcnn_weights(model)
+    for row, each in enumerate(ids):
+        for label in range(3):
+            score, _ = oracles.textcnn_relevance(vectors[each], filters, output, label, 0.01, 1.0)
+            assert together[row, label].item() == pytest.approx(score, abs=1e-10)
+            assert embedded[row, label].item() == pytest.approx(score, abs=1e-10)
+            assert unmasked[row, label].item() != pytest.approx(score, abs=1e-3), "padding must be able to win here"
 
 
 def test_windows_that_count() -> None:
@@ -91,11 +95,11 @@ def test_texts_without_tokens_have_the_logits_of_zeros(shelf: Shelf) -> None:
     """Fine-tuning may meet an empty text, alone in a batch or not."""
     model = shelf.classifier("textcnn").model
     with torch.no_grad():
-        alone = model(input_ids=torch.zeros(2, 0, dtype=torch.long)).logits
+        empty = model(input_ids=torch.zeros(2, 0, dtype=torch.long)).logits
         padded = model(input_ids=torch.zeros(1, 5, dtype=torch.long), attention_mask=torch.zeros(1, 5)).logits
         pooled = torch.cat([convolution.bias for convolution in model.convolutions]).relu()
         expected = model.classifier(pooled)
-    torch.testing.assert_close(alone, expected.expand(2, -1))
+    torch.testing.assert_close(empty, expected.expand(2, -1))
     torch.testing.assert_close(padded, expected[None])
 
 
