@@ -170,8 +170,8 @@ class Method:
         signed: A positive score raises the target logit, a negative one lowers it.
         stochastic: Draws random numbers.
         cite: Key of the paper.
-        models: Types of models that it explains, as their config names them; empty: any.
         options: By name, in the order of the signature.
+        models: Types of models that it explains, as their config names them; empty: any.
     """
 
     id: str
@@ -180,8 +180,8 @@ class Method:
     signed: bool
     stochastic: bool
     cite: str
-    models: tuple[str, ...]
     options: Mapping[str, Option]
+    models: tuple[str, ...] = ()
 
     def check(self, options: Mapping[str, object]) -> list[Problem]:
         """Return every problem of the options that a plan gives; none if they are right."""
@@ -256,7 +256,7 @@ def method(
                 f"method={identity!r} must be registered once. Rows of two methods would have shared one id. "
                 f"Write another name, or version={version + 1}."
             )
-        _registered[identity] = Method(identity, function, complete, signed, stochastic, cite, models, options)
+        _registered[identity] = Method(identity, function, complete, signed, stochastic, cite, options, models)
         return function
 
     return register
