@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import roots_legendre
+from scipy.special import erf, roots_legendre
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -115,3 +115,227 @@ def words_by_character(
         if not places:
             other += score
     return words, other
+
+
+Weights = tuple[NDArray[np.float64], NDArray[np.float64]]  # and biases
+
+
+def textcnn_weights(model: torch.nn.Module) -> tuple[list[Weights], Weights, NDArray[np.float64]]:
+    """Filters by width, output layer and word vectors of a TextCNN in float64."""
+    filters = [(_array(layer.weight), _array(layer.bias)) for layer in model.convolutions]
+    output = _array(model.classifier.weight), _array(model.classifier.bias)
+    return filters, output, _array(model.embeddings.weight)
+
+
+def textcnn_relevance(
+    x: NDArray[np.float64],
+    filters: Sequence[Weights],
+    output: Weights,
+    label: int,
+    eps: float,
+    bias_factor: float,
+) -> tuple[float, NDArray[np.float64]]:
+    """LRP of Arras et al. 2017 for one text: its score, and (L, D) relevance.
+
+    Every share z of the equations is formed by itself. Bias and stabiliser are shared equally over the inputs that
+    are there: a window longer than the text has the text's words only.
+
+    Args:
+        x: (L, D) word vectors, no padding.
+        filters: For each width H, weights (F, D, H) and biases (F,).
+        output: Weights (C, all F) and biases (C,).
+        label: Whose score is shared out.
+        eps: Stabiliser.
+        bias_factor: Share of bias and stabiliser that is handed out.
+    """
+    length, size = x.shape
+    relevance = np.zeros_like(x)
+    winners: list[tuple[NDArray[np.float64], float, list[int], float]] = []  # (weights, bias, words, value)
+    for weights, biases in filters:
+        width = weights.shape[2]
+        starts = range(length - width + 1) if length >= width else range(1)
+        for weight, bias in zip(weights, biases, strict=True):
+            best: tuple[NDArray[np.float64], float, list[int], float] | None = None
+            for start in starts:
+                words = list(range(start, min(start + width, length)))
+                value = float(bias)
+                for place, word in enumerate(words):
+                    value += float(np.dot(weight[:, place], x[word]))
+                if best is None or value > best[3]:
+                    best = (weight, float(bias), words, value)
+            assert best is not None
+            winners.append(best)
+    hidden = [max(value, 0.0) for *_, value in winners]
+    score = float(output[1][label] + sum(h * w for h, w in zip(hidden, output[0][label], strict=True)))
+    signed = eps if score >= 0 else -eps
+    for h, w, (weight, bias, words, value) in zip(hidden, output[0][label], winners, strict=True):
+        z = h * w + bias_factor * (output[1][label] + signed) / len(hidden)
+        received = z / (score + signed) * score
+        inner = eps if value > 0 else -eps
+        for place, word in enumerate(words):
+            for i in range(size):
+                z = x[word, i] * weight[i, place] + bias_factor * (bias + inner) / (len(words) * size)
+                relevance[word, i] += z / (value + inner) * received
+    return score, relevance
+
+
+class TransformerRelevance:
+    """AttnLRP and CP-LRP of one encoder in float64, by handing relevance from layer to layer.
+
+    Every layer's output is computed here, and its relevance divided among its inputs by the layer's own rule, with
+    the shares z / sum of z written out. No gradient is taken.
+    """
+
+    def __init__(self, folder: Path, rule: str, eps: float) -> None:
+        self.model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float64).eval()
+        self.family = self.model.config.model_type
+        self.rule, self.eps = rule, eps
+
+    def explain(self, ids: Sequence[int], label: int) -> tuple[float, NDArray[np.float64]]:
+        """The label's logit, and (S,) relevance of the tokens' word embeddings, special ones too."""
+        back: list[Callable[[NDArray[np.float64]], NDArray[np.float64]]] = []
+
+        def step(pair: tuple[NDArray[np.float64], Callable[..., NDArray[np.float64]]]) -> NDArray[np.float64]:
+            back.append(pair[1])
+            return pair[0]
+
+        hidden = step(self._embed(ids))
+        embeddings = self.model.base_model.embeddings
+        hidden = step(self._norm(hidden, embeddings.LayerNorm))
+        if hasattr(self.model.base_model, "embeddings_project"):
+            hidden = step(self._linear(hidden, self.model.base_model.embeddings_project))
+        for layer in self._layers():
+            hidden = step(self._layer(hidden, layer))
+        first, activation, last = self._head()
+        vector = hidden[0]
+        length = len(hidden)
+        back.append(lambda r: np.concatenate([r[None], np.zeros((length - 1, len(r)))]))
+        vector = step(self._linear(vector, first))
+        vector = activation(vector)  # identity rule: relevance passes as it is
+        logits = step(self._linear(vector, last))
+        relevance = np.zeros_like(logits)
+        relevance[label] = logits[label]
+        for rule in reversed(back):
+            relevance = rule(relevance)
+        return float(logits[label]), relevance.sum(-1)
+
+    def _layers(self) -> list[dict[str, torch.nn.Module]]:
+        if self.family == "distilbert":
+            return [
+                {"query": layer.attention.q_lin, "key": layer.attention.k_lin, "value": layer.attention.v_lin,
+                 "mix": layer.attention.out_lin, "norm": layer.sa_layer_norm, "up": layer.ffn.lin1,
+                 "down": layer.ffn.lin2, "last_norm": layer.output_layer_norm}
+                for layer in self.model.base_model.transformer.layer
+            ]  # fmt: skip
+        return [
+            {"query": layer.attention.self.query, "key": layer.attention.self.key, "value": layer.attention.self.value,
+             "mix": layer.attention.output.dense, "norm": layer.attention.output.LayerNorm,
+             "up": layer.intermediate.dense, "down": layer.output.dense, "last_norm": layer.output.LayerNorm}
+            for layer in self.model.base_model.encoder.layer
+        ]  # fmt: skip
+
+    def _head(self) -> tuple[torch.nn.Module, Callable[..., NDArray[np.float64]], torch.nn.Module]:
+        model = self.model
+        if self.family == "bert":
+            return model.base_model.pooler.dense, np.tanh, model.classifier
+        if self.family == "distilbert":
+            return model.pre_classifier, lambda x: np.maximum(x, 0.0), model.classifier
+        return model.classifier.dense, _gelu if self.family == "electra" else np.tanh, model.classifier.out_proj
+
+    def _embed(self, ids: Sequence[int]) -> tuple[NDArray[np.float64], Callable[..., NDArray[np.float64]]]:
+        embeddings = self.model.base_model.embeddings
+        first = embeddings.word_embeddings.padding_idx + 1 if "roberta" in self.family else 0
+        word = _array(embeddings.word_embeddings.weight)[list(ids)]
+        total = word + _array(embeddings.position_embeddings.weight)[first : first + len(ids)]
+        if hasattr(embeddings, "token_type_embeddings"):
+            total = total + _array(embeddings.token_type_embeddings.weight)[0]
+        return total, lambda r: word / total * r
+
+    def _linear(
+        self, x: NDArray[np.float64], layer: torch.nn.Module
+    ) -> tuple[NDArray[np.float64], Callable[..., NDArray[np.float64]]]:
+        weight, bias = _array(layer.weight), _array(layer.bias)
+        out = x @ weight.T + bias
+
+        def back(relevance: NDArray[np.float64]) -> NDArray[np.float64]:
+            z = x[..., None, :] * weight  # (..., out, in)
+            stable = out + np.where(out >= 0, self.eps, -self.eps)
+            return (z / stable[..., None] * relevance[..., None]).sum(-2)
+
+        return out, back
+
+    def _norm(
+        self, x: NDArray[np.float64], layer: torch.nn.Module
+    ) -> tuple[NDArray[np.float64], Callable[..., NDArray[np.float64]]]:
+        size = x.shape[-1]
+        deviation = np.sqrt(x.var(-1, keepdims=True) + layer.eps)
+        weight = _array(layer.weight)
+        out = (x - x.mean(-1, keepdims=True)) / deviation * weight + _array(layer.bias)
+
+        def back(relevance: NDArray[np.float64]) -> NDArray[np.float64]:
+            matrix = (np.eye(size) - 1 / size) * weight[:, None]  # (out, in), the deviation a constant
+            z = x[..., None, :] * matrix / deviation[..., None]
+            return (z / out[..., None] * relevance[..., None]).sum(-2)
+
+        return out, back
+
+    def _attention(
+        self, hidden: NDArray[np.float64], layer: dict[str, torch.nn.Module]
+    ) -> tuple[NDArray[np.float64], Callable[..., NDArray[np.float64]]]:
+        backs, parts = [], []
+        heads = self.model.config.num_attention_heads
+        for name in ("query", "key", "value"):
+            out, back = self._linear(hidden, layer[name])
+            backs.append(back)
+            parts.append(out.reshape(len(hidden), heads, -1).transpose(1, 0, 2))  # (heads, S, d)
+        query, key, value = parts
+        scale = query.shape[-1] ** -0.5
+        scores = query @ key.transpose(0, 2, 1) * scale
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        context = weights @ value
+
+        def join(x: NDArray[np.float64]) -> NDArray[np.float64]:
+            return x.transpose(1, 0, 2).reshape(len(hidden), -1)
+
+        def back(relevance: NDArray[np.float64]) -> NDArray[np.float64]:
+            relevance = relevance.reshape(len(hidden), heads, -1).transpose(1, 0, 2)
+            # (heads, from, to, d): what each pair of tokens adds to the context
+            shares = weights[..., None] * value[:, None] / context[:, :, None] * relevance[:, :, None]
+            if self.rule == "cp_lrp":
+                return backs[2](join(shares.sum(1)))
+            found = backs[2](join(shares.sum(1) / 2))
+            of_weights = shares.sum(-1) / 2
+            of_scores = scores * (of_weights - weights * of_weights.sum(-1, keepdims=True))
+            pairs = query[:, :, None] * key[:, None] * scale / scores[..., None] * of_scores[..., None] / 2
+            return found + backs[0](join(pairs.sum(2))) + backs[1](join(pairs.sum(1)))
+
+        return join(context), back
+
+    def _layer(
+        self, x: NDArray[np.float64], layer: dict[str, torch.nn.Module]
+    ) -> tuple[NDArray[np.float64], Callable[..., NDArray[np.float64]]]:
+        context, attention_back = self._attention(x, layer)
+        mixed, mix_back = self._linear(context, layer["mix"])
+        middle, norm_back = self._norm(mixed + x, layer["norm"])
+        up, up_back = self._linear(middle, layer["up"])
+        down, down_back = self._linear(_gelu(up), layer["down"])
+        out, last_back = self._norm(down + middle, layer["last_norm"])
+
+        def back(relevance: NDArray[np.float64]) -> NDArray[np.float64]:
+            relevance = last_back(relevance)
+            total = down + middle
+            of_middle = middle / total * relevance + up_back(down_back(down / total * relevance))
+            of_middle = norm_back(of_middle)
+            total = mixed + x
+            return x / total * of_middle + attention_back(mix_back(mixed / total * of_middle))
+
+        return out, back
+
+
+def _array(weight: Tensor) -> NDArray[np.float64]:
+    return weight.detach().numpy()
+
+
+def _gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return x * (1 + erf(x / math.sqrt(2))) / 2

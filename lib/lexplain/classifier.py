@@ -29,11 +29,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+import lexplain.textcnn  # noqa: F401  # registers its folders with the auto classes
 from lexplain.errors import ModelError
 
 ProblemType = Literal["single_label", "multi_label", "binary", "regression"]
 
-FAMILIES = "BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA, ALBERT, DeBERTa-v2 and ModernBERT"
+FAMILIES = "BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA, ALBERT, DeBERTa-v2, ModernBERT and TextCNN"
 """Families verified to give the same logits from embeddings as from ids."""
 
 PARITY_TOLERANCE = 1e-4

@@ -11,23 +11,20 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from lexplain.classifier import Classifier, Encoding, Window
 from lexplain.errors import DocumentError, ModelError, PlanError, Problem
 from lexplain.methods import Attribution, Inputs, Method
+from lexplain.passes import Budget, Evaluation
 from lexplain.words import Word, merge_tokens, segment
-
-if TYPE_CHECKING:
-    from lexplain.methods import Objective, Place, See
-
 
 # Rows that share a pool of points, in passes of one point a row: enough that the last points of an adaptive rule,
 # which few rows still need, fill their passes; few enough that the rows' embeddings stay small beside the model's own.
@@ -133,6 +130,12 @@ class Explainer:
                                     "1"))  # fmt: skip
         if problems:
             raise PlanError(method.id, problems)
+        family = str(classifier.model.config.model_type)
+        if method.models and family not in method.models:
+            raise ModelError(
+                f"model_type={family!r} is not explained by {method.id}. Its scores would have followed rules of other "
+                f"layers. Write a method for any model, or a model of: {', '.join(method.models)}."
+            )
         if classifier.problem == "regression":
             raise ModelError(
                 "problem='regression' must be a classification: class keywords need classes. The words of "
@@ -142,11 +145,11 @@ class Explainer:
         self._classifier = classifier
         self._method = method
         self._options = method.complete_options(options)
-        self._baseline = str(self._options["baseline"])
+        self._baseline = str(self._options.get("baseline", "pad"))  # a method without one reads none
         classifier.find_token(self._baseline)
         self._max_tokens, self._overlap, self._max_windows = max_tokens, overlap, max_windows
         self._merge: Literal["sum", "absmax"] = merge
-        self._budget = _Budget(budget_tokens)
+        self._budget = Budget(budget_tokens)
         self._top_k = top_k
         self._prepared = prepared
 
@@ -155,9 +158,9 @@ class Explainer:
         """Tokens x points of a pass, as small as lack of memory has made it."""
         return self._budget.tokens
 
-    @budget_tokens.setter
-    def budget_tokens(self, tokens: int) -> None:
-        self._budget.tokens = tokens
+    def limit_budget(self, tokens: int) -> None:
+        """Lower the budget to what another explainer of this model found to fit."""
+        self._budget.tokens = min(self._budget.tokens, tokens)
 
     def explain(self, texts: Sequence[str]) -> list[Outcome]:
         """Explain the labels of every text: `read_texts`, then `explain_documents`."""
@@ -297,7 +300,7 @@ class Explainer:
             ]
         return paths
 
-    def _place(self, rows: Sequence[_Row]) -> tuple[_Evaluation, Inputs]:
+    def _place(self, rows: Sequence[_Row]) -> tuple[Evaluation, Inputs]:
         """Return a batch of rows as a method sees them."""
         classifier = self._classifier
         batch = classifier.collate([row.window for row in rows])
@@ -316,7 +319,12 @@ class Explainer:
             target_score=torch.tensor([row.target_score for row in rows], dtype=torch.float64, device=batch.ids.device),
             prepared=self._prepared,
         )
-        return _Evaluation(classifier, inputs, batch.token_types, rows, self._budget), inputs
+        evaluate = Evaluation(
+            classifier, inputs, batch.token_types, self._budget,
+            windows=np.array([row.window_number for row in rows], dtype=np.int64),
+            targets=torch.tensor([row.target.label for row in rows], device=batch.ids.device),
+        )  # fmt: skip
+        return evaluate, inputs
 
     def _attribute(self, rows: Sequence[_Row]) -> None:
         """Run the method on one batch and add its scores to the texts."""
@@ -452,198 +460,6 @@ class _Row:
         """Return where the row's random numbers start: targets of a window draw the same ones."""
         name = f"{method_id}/{self.number}/{self.document.text}".encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1
-
-
-class _Budget:
-    """How many tokens a pass of the model may hold."""
-
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
-
-    def spend(
-        self, lengths: NDArray[np.int64], compute: Callable[[NDArray[np.int64]], None],
-        groups: NDArray[np.int64] | None = None,
-    ) -> list[int]:  # fmt: skip
-        """Call `compute` on chunks of item numbers whose padded size fits the budget.
-
-        Longest first, so that a chunk pads little and a lack of memory shows early.
-
-        Args:
-            lengths: Tokens of each item.
-            compute: Gets the numbers of a chunk's items.
-            groups: Items of different groups never share a chunk.
-
-        Returns:
-            The items that do not fit the memory even alone.
-        """
-        groups = np.zeros(len(lengths), dtype=np.int64) if groups is None else groups
-        order = np.lexsort((-lengths, groups))
-        unfit: list[int] = []
-        position, too_long = 0, math.inf
-        while position < len(order):
-            chunk = order[position : position + max(1, self.tokens // int(lengths[order[position]]))]
-            chunk = chunk[groups[chunk] == groups[chunk[0]]]
-            longest = int(lengths[chunk[0]])
-            if longest >= too_long:
-                chunk = chunk[lengths[chunk] >= too_long]
-                unfit += chunk.tolist()
-            elif not _fits_memory(compute, chunk):
-                if len(chunk) == 1:
-                    too_long = longest
-                else:
-                    self.tokens = len(chunk) * longest // 2
-                continue
-            position += len(chunk)
-        return unfit
-
-
-class _Evaluation:
-    """The model, restricted to the targets of one batch's rows; a `lexplain.methods.Evaluate`.
-
-    Attributes:
-        unfit: Rows that do not fit the memory; what is returned for them means nothing.
-        model: The network.
-    """
-
-    def __init__(
-        self,
-        classifier: Classifier,
-        inputs: Inputs,
-        token_types: Tensor | None,
-        rows: Sequence[_Row],
-        budget: _Budget,
-    ) -> None:
-        self.unfit: set[int] = set()
-        self.model: nn.Module = classifier.model
-        self._classifier = classifier
-        self._inputs = inputs
-        self._token_types = token_types
-        self._budget = budget
-        self._windows = np.array([row.window_number for row in rows], dtype=np.int64)
-        self._targets = torch.tensor([row.target.label for row in rows], device=inputs.x.device)
-        self._lengths = np.array([len(row.window.ids) for row in rows], dtype=np.int64)
-
-    def logits(self, rows: Tensor, alphas: Tensor) -> Tensor:
-        """Return F, (P,), without gradients."""
-        values = self._unknown(len(rows))
-
-        def see(points: Tensor, seen: Tensor, gradients: Tensor | None) -> None:
-            values[points] = seen
-
-        self.visit(rows, self._line(rows, alphas), see, share=alphas, gradients=False)
-        return values
-
-    def directional(self, rows: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
-        """Return F, (P,), and sum over D of (x - baseline) dF/dx, (P, S)."""
-        inputs, values = self._inputs, self._unknown(len(rows))
-        derivatives = torch.zeros((len(rows), inputs.x.shape[1]), dtype=torch.float64, device=values.device)
-
-        def see(points: Tensor, seen: Tensor, gradients: Tensor | None) -> None:
-            assert gradients is not None  # they were asked for
-            row, length = rows.to(points.device)[points], gradients.shape[1]
-            line = inputs.x[row, :length] - inputs.baseline[row, :length]
-            values[points] = seen
-            derivatives[points, :length] = (line * gradients).sum(-1, dtype=torch.float64)
-
-        self.visit(rows, self._line(rows, alphas), see, share=alphas)
-        return values, derivatives
-
-    def visit(
-        self, rows: Tensor, place: Place, see: See, *, share: Tensor | None = None, objective: Objective | None = None,
-        gradients: bool = True,
-    ) -> None:  # fmt: skip
-        """Evaluate points anywhere, see `lexplain.methods.Evaluate`."""
-        if share is None:
-            order, sizes = np.arange(len(rows)), np.ones(len(rows), dtype=np.int64)
-            starts = order
-        else:
-            order, starts, sizes = _share_points(self._windows[rows.numpy()], share.numpy())
-
-        def compute(chunk: NDArray[np.int64]) -> None:
-            sharing = torch.from_numpy(starts[chunk] + np.arange(sizes[chunk[0]])[:, None])  # (targets, chunk)
-            points = torch.from_numpy(order)[sharing]
-            self._pass(points, rows[points], place, see, objective or self._target_logits, gradients)
-
-        first = rows.numpy()[order[starts]]
-        for unfit in self._budget.spend(self._lengths[first], compute, groups=sizes):
-            points = order[starts[unfit] : starts[unfit] + sizes[unfit]]
-            self.unfit.update(rows.numpy()[points].tolist())
-
-    def _pass(
-        self, points: Tensor, rows: Tensor, place: Place, see: See, objective: Objective, gradients: bool
-    ) -> None:
-        """Run the model forward once and, if wanted, backward once a target.
-
-        Args:
-            points: (K, N) numbers of the points: N places, each wanted for K targets.
-            rows: (K, N) their rows; those of a column are rows of one window.
-            place: As in `visit`.
-            see: As in `visit`.
-            objective: As in `visit`.
-            gradients: As in `visit`.
-        """
-        inputs = self._inputs
-        length = int(self._lengths[rows[0].numpy()].max())
-        points, rows = points.to(inputs.x.device), rows.to(inputs.x.device)
-        leaf = place(points[0], length).detach().requires_grad_(gradients)
-        types = None if self._token_types is None else self._token_types[rows[0], :length]
-        with torch.set_grad_enabled(gradients):
-            logits = self._classifier.logits(leaf, inputs.mask[rows[0], :length], types)
-            for target, (point, row) in enumerate(zip(points, rows, strict=True), 1):
-                values, found = objective(logits, row), None
-                if gradients:
-                    (found,) = torch.autograd.grad(values.sum(), leaf, retain_graph=target < len(points))
-                see(point, values.detach().double(), found)
-
-    def _unknown(self, count: int) -> Tensor:
-        return torch.full((count,), math.nan, dtype=torch.float64, device=self._inputs.x.device)
-
-    def _target_logits(self, logits: Tensor, rows: Tensor) -> Tensor:
-        return logits.gather(1, self._targets[rows, None])[:, 0]
-
-    def _line(self, rows: Tensor, alphas: Tensor) -> Place:
-        """Return the places on the straight lines from baseline to x."""
-        inputs = self._inputs
-
-        def place(points: Tensor, length: int) -> Tensor:
-            row, alpha = rows.to(points.device)[points], alphas.to(points.device)[points]
-            x, baseline = inputs.x[row, :length], inputs.baseline[row, :length]
-            # lerp gives both ends exactly; baseline + alpha (x - baseline) would miss x by a rounding
-            return torch.lerp(baseline, x, alpha.to(x)[:, None, None])
-
-        return place
-
-
-def _share_points(
-    windows: NDArray[np.int64], alphas: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Group the points that lie at one place, which differ in their target only.
-
-    Args:
-        windows: (P,) the window of each point.
-        alphas: (P,).
-
-    Returns:
-        The points in the order of their places, where each place starts in that order, and its number of
-        points.
-    """
-    order = np.lexsort((alphas, windows))
-    moved = (np.diff(windows[order]) != 0) | (np.diff(alphas[order]) != 0)
-    starts = np.concatenate(([0], np.flatnonzero(moved) + 1))
-    return order, starts, np.diff(np.append(starts, len(order)))
-
-
-def _fits_memory(compute: Callable[[NDArray[np.int64]], None], chunk: NDArray[np.int64]) -> bool:
-    try:
-        compute(chunk)
-    except torch.OutOfMemoryError:
-        # the error holds the frames that hold the tensors: memory is free only after this block
-        pass
-    else:
-        return True
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return False
 
 
 def _no_memory(window: Window) -> Rejection:

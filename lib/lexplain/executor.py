@@ -271,7 +271,8 @@ def _explain(
     unreadable, documents = read
     key = (model.digest, device, task.precision)
     # Memory may have run out since the explainer was opened: its texts were read while others were explained.
-    before = explainer.budget_tokens = min(explainer.budget_tokens, MODELS.budgets.get(key, sys.maxsize))
+    explainer.limit_budget(MODELS.budgets.get(key, sys.maxsize))
+    before = explainer.budget_tokens
     explained = iter(explainer.explain_documents(documents))
     if explainer.budget_tokens < before:
         MODELS.budgets[key] = explainer.budget_tokens

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from lexplain.classifier import Classifier
+from lexplain.textcnn import save_textcnn
 
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
@@ -170,6 +171,8 @@ def save_classifier(
     max_tokens: int = 64,
 ) -> Path:
     """Save a random classifier of a family, with weights large enough that texts get different labels."""
+    if family == "textcnn":
+        return _save_textcnn(folder, labels, problem_type, seed, max_tokens)
     tokenizer = _tokenizer(family)
     config_class, options = _CONFIGS[family]
     special = {name: getattr(tokenizer, name) for name in ("pad_token_id", "cls_token_id", "sep_token_id")}
@@ -192,6 +195,28 @@ def save_classifier(
             if name.endswith("bias"):
                 weight.normal_(0.0, 0.1)
     tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _save_textcnn(folder: Path, labels: Sequence[str], problem_type: str | None, seed: int, max_tokens: int) -> Path:
+    """A base folder over the words of the lines, then another output layer and larger weights."""
+    save_textcnn(
+        folder, LINES, train_embeddings=True, embedding_size=8, filter_widths=(2, 3), filters=6, min_count=1,
+        max_tokens=max_tokens, seed=seed,
+    )  # fmt: skip
+    config = transformers.AutoConfig.from_pretrained(
+        folder,
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
+        problem_type=problem_type,
+    )
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_(0.0, 0.3 if weight.ndim > 1 else 0.1)
+        model.embeddings.weight.normal_()[config.pad_token_id] = 0.0
     model.save_pretrained(folder)
     return folder
 

@@ -339,11 +339,11 @@ def test_rows_leave_before_the_last_batch_came(shelf: Shelf, models: ModelCache)
     def batches() -> Iterator[pa.RecordBatch]:
         for number in range(4):
             read.append(number)
-            yield stage(["tax"] * LOOK_AHEAD_DOCUMENTS)
+            yield stage([f"tax {number} {place}" for place in range(LOOK_AHEAD_DOCUMENTS)])
 
     found = explain_batches(batches(), make_task(model_task(shelf.folder("bert"))), "cpu")
     assert next(found).num_rows == LOOK_AHEAD_DOCUMENTS
-    assert read == [0]
+    assert read == [0, 1, 2], "the texts of one look-ahead are read while those of another are explained"
 
 
 # --- models -----------------------------------------------------------------------------------------------------

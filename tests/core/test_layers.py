@@ -26,6 +26,7 @@ KERNEL: tuple[tuple[str, ...], ...] = (
     ("classifier", "textcnn", "calibration"),
     ("methods", "frozen_encoder"),
     ("finetune",),
+    ("passes",),
     ("engine",),
     ("executor",),
 )
@@ -67,6 +68,7 @@ OWNERS: dict[str, set[str]] = {
         "methods",
         "frozen_encoder",
         "finetune",
+        "passes",
         "engine",
         "executor",
         "training",
@@ -83,6 +85,7 @@ OWNERS: dict[str, set[str]] = {
         "keywords",
         "pipeline",
     },
+    "tokenizers": {"textcnn"},
     "delta": {"session", "tables"},
     "mlflow": {"tracking"},
     "pandas": {"attribution"},

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     METHODS: Mapping[str, Method]
     """Every method by versioned id; the families are imported when it is first read."""
 
-_FAMILIES = ("paths",)
+_FAMILIES = ("paths", "relevance")
 
 _registered: dict[str, Method] = {}
 
@@ -174,6 +174,7 @@ class Method:
         cite: Key of the paper.
         options: By name, in the order of the signature.
         across: Takes the options that are not at their defaults, returns what is wrong between them.
+        models: Types of models that it explains, as their config names them; empty: any.
     """
 
     id: str
@@ -184,6 +185,7 @@ class Method:
     cite: str
     options: Mapping[str, Option]
     across: Callable[[Mapping[str, object]], list[Problem]]
+    models: tuple[str, ...] = ()
 
     def check(self, options: Mapping[str, object]) -> list[Problem]:
         """Return every problem of the options that a plan gives; none if they are right."""
@@ -227,7 +229,7 @@ Function = TypeVar("Function", bound=Callable[..., "Attribution"])
 
 def method(
     *, version: int, cite: str, complete: bool = False, signed: bool = True, stochastic: bool = False,
-    ranges: Mapping[str, tuple[float, float]] | None = None,
+    models: tuple[str, ...] = (), ranges: Mapping[str, tuple[float, float]] | None = None,
     across: Callable[[Mapping[str, object]], list[Problem]] = lambda options: [],
 ) -> Callable[[Function], Function]:  # fmt: skip
     """Register a function as an attribution method under `NAME.vVERSION`.
@@ -238,6 +240,7 @@ def method(
         complete: Scores sum to F(x) - F(baseline).
         signed: Scores have a sign.
         stochastic: Draws random numbers.
+        models: Types of models that it explains; empty: any.
         ranges: Smallest and largest value of an option, both allowed.
         across: Takes the options that are not at their defaults, returns what is wrong between them.
 
@@ -265,7 +268,9 @@ def method(
                 f"method={identity!r} must be registered once. Rows of two methods would have shared one id. "
                 f"Write another name, or version={version + 1}."
             )
-        _registered[identity] = Method(identity, function, complete, signed, stochastic, cite, options, across)
+        _registered[identity] = Method(
+            identity, function, complete, signed, stochastic, cite, options, across, models
+        )  # fmt: skip
         return function
 
     return register

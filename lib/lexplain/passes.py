@@ -1,0 +1,225 @@
+"""Passes of the model: which points of which rows go through it together, and how many it has memory for.
+
+Shape letters: B rows, S tokens of the padded length, D embedding, C labels, P points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lexplain.classifier import Classifier
+from lexplain.methods import Inputs
+
+if TYPE_CHECKING:
+    from lexplain.methods import Objective, Place, See
+
+
+class Budget:
+    """How many tokens a pass of the model may hold."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def spend(
+        self, lengths: NDArray[np.int64], compute: Callable[[NDArray[np.int64]], None],
+        groups: NDArray[np.int64] | None = None,
+    ) -> list[int]:  # fmt: skip
+        """Call `compute` on chunks of item numbers whose padded size fits the budget.
+
+        Longest first, so that a chunk pads little and a lack of memory shows early.
+
+        Args:
+            lengths: Tokens of each item.
+            compute: Gets the numbers of a chunk's items.
+            groups: Items of different groups never share a chunk.
+
+        Returns:
+            The items that do not fit the memory even alone.
+        """
+        groups = np.zeros(len(lengths), dtype=np.int64) if groups is None else groups
+        order = np.lexsort((-lengths, groups))
+        unfit: list[int] = []
+        position, too_long = 0, math.inf
+        while position < len(order):
+            chunk = order[position : position + max(1, self.tokens // int(lengths[order[position]]))]
+            chunk = chunk[groups[chunk] == groups[chunk[0]]]
+            longest = int(lengths[chunk[0]])
+            if longest >= too_long:
+                chunk = chunk[lengths[chunk] >= too_long]
+                unfit += chunk.tolist()
+            elif not _fits_memory(compute, chunk):
+                if len(chunk) == 1:
+                    too_long = longest
+                else:
+                    self.tokens = len(chunk) * longest // 2
+                continue
+            position += len(chunk)
+        return unfit
+
+
+class Evaluation:
+    """The model, restricted to the targets of one batch's rows; a `lexplain.methods.Evaluate`.
+
+    Attributes:
+        unfit: Rows that do not fit the memory; what is returned for them means nothing.
+        model: The network.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        inputs: Inputs,
+        token_types: Tensor | None,
+        budget: Budget,
+        *,
+        windows: NDArray[np.int64],
+        targets: Tensor,
+    ) -> None:
+        """Take a batch.
+
+        Args:
+            classifier: The model.
+            inputs: B rows.
+            token_types: (B, S), or None.
+            budget: What a pass may hold.
+            windows: (B,) number of each row's window; rows of one window differ in their target only.
+            targets: (B,) number of each row's label.
+        """
+        self.unfit: set[int] = set()
+        self.model: nn.Module = classifier.model
+        self._classifier = classifier
+        self._inputs = inputs
+        self._token_types = token_types
+        self._budget = budget
+        self._windows = windows
+        self._targets = targets
+        self._lengths = inputs.mask.sum(1).cpu().numpy()
+
+    def logits(self, rows: Tensor, alphas: Tensor) -> Tensor:
+        """Return F, (P,), without gradients."""
+        values = self._unknown(len(rows))
+
+        def see(points: Tensor, seen: Tensor, gradients: Tensor | None) -> None:
+            values[points] = seen
+
+        self.visit(rows, self._line(rows, alphas), see, share=alphas, gradients=False)
+        return values
+
+    def directional(self, rows: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
+        """Return F, (P,), and sum over D of (x - baseline) dF/dx, (P, S)."""
+        inputs, values = self._inputs, self._unknown(len(rows))
+        derivatives = torch.zeros((len(rows), inputs.x.shape[1]), dtype=torch.float64, device=values.device)
+
+        def see(points: Tensor, seen: Tensor, gradients: Tensor | None) -> None:
+            assert gradients is not None  # they were asked for
+            row, length = rows.to(points.device)[points], gradients.shape[1]
+            line = inputs.x[row, :length] - inputs.baseline[row, :length]
+            values[points] = seen
+            derivatives[points, :length] = (line * gradients).sum(-1, dtype=torch.float64)
+
+        self.visit(rows, self._line(rows, alphas), see, share=alphas)
+        return values, derivatives
+
+    def visit(
+        self, rows: Tensor, place: Place, see: See, *, share: Tensor | None = None, objective: Objective | None = None,
+        gradients: bool = True,
+    ) -> None:  # fmt: skip
+        """Evaluate points anywhere, see `lexplain.methods.Evaluate`."""
+        if share is None:
+            order, sizes = np.arange(len(rows)), np.ones(len(rows), dtype=np.int64)
+            starts = order
+        else:
+            order, starts, sizes = _share_points(self._windows[rows.numpy()], share.numpy())
+
+        def compute(chunk: NDArray[np.int64]) -> None:
+            sharing = torch.from_numpy(starts[chunk] + np.arange(sizes[chunk[0]])[:, None])  # (targets, chunk)
+            points = torch.from_numpy(order)[sharing]
+            self._pass(points, rows[points], place, see, objective or self._target_logits, gradients)
+
+        first = rows.numpy()[order[starts]]
+        for unfit in self._budget.spend(self._lengths[first], compute, groups=sizes):
+            points = order[starts[unfit] : starts[unfit] + sizes[unfit]]
+            self.unfit.update(rows.numpy()[points].tolist())
+
+    def _pass(
+        self, points: Tensor, rows: Tensor, place: Place, see: See, objective: Objective, gradients: bool
+    ) -> None:
+        """Run the model forward once and, if wanted, backward once a target.
+
+        Args:
+            points: (K, N) numbers of the points: N places, each wanted for K targets.
+            rows: (K, N) their rows; those of a column are rows of one window.
+            place: As in `visit`.
+            see: As in `visit`.
+            objective: As in `visit`.
+            gradients: As in `visit`.
+        """
+        inputs = self._inputs
+        length = int(self._lengths[rows[0].numpy()].max())
+        points, rows = points.to(inputs.x.device), rows.to(inputs.x.device)
+        leaf = place(points[0], length).detach().requires_grad_(gradients)
+        types = None if self._token_types is None else self._token_types[rows[0], :length]
+        with torch.set_grad_enabled(gradients):
+            logits = self._classifier.logits(leaf, inputs.mask[rows[0], :length], types)
+            for target, (point, row) in enumerate(zip(points, rows, strict=True), 1):
+                values, found = objective(logits, row), None
+                if gradients:
+                    (found,) = torch.autograd.grad(values.sum(), leaf, retain_graph=target < len(points))
+                see(point, values.detach().double(), found)
+
+    def _unknown(self, count: int) -> Tensor:
+        return torch.full((count,), math.nan, dtype=torch.float64, device=self._inputs.x.device)
+
+    def _target_logits(self, logits: Tensor, rows: Tensor) -> Tensor:
+        return logits.gather(1, self._targets[rows, None])[:, 0]
+
+    def _line(self, rows: Tensor, alphas: Tensor) -> Place:
+        """Return the places on the straight lines from baseline to x."""
+        inputs = self._inputs
+
+        def place(points: Tensor, length: int) -> Tensor:
+            row, alpha = rows.to(points.device)[points], alphas.to(points.device)[points]
+            x, baseline = inputs.x[row, :length], inputs.baseline[row, :length]
+            # lerp gives both ends exactly; baseline + alpha (x - baseline) would miss x by a rounding
+            return torch.lerp(baseline, x, alpha.to(x)[:, None, None])
+
+        return place
+
+
+def _share_points(
+    windows: NDArray[np.int64], alphas: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Group the points that lie at one place, which differ in their target only.
+
+    Args:
+        windows: (P,) the window of each point.
+        alphas: (P,).
+
+    Returns:
+        The points in the order of their places, where each place starts in that order, and its number of
+        points.
+    """
+    order = np.lexsort((alphas, windows))
+    moved = (np.diff(windows[order]) != 0) | (np.diff(alphas[order]) != 0)
+    starts = np.concatenate(([0], np.flatnonzero(moved) + 1))
+    return order, starts, np.diff(np.append(starts, len(order)))
+
+
+def _fits_memory(compute: Callable[[NDArray[np.int64]], None], chunk: NDArray[np.int64]) -> bool:
+    try:
+        compute(chunk)
+    except torch.OutOfMemoryError:
+        # the error holds the frames that hold the tensors: memory is free only after this block
+        pass
+    else:
+        return True
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return False
