@@ -150,13 +150,15 @@ class MaskSearch:
             optimizer.zero_grad()
             self.loss(probability, x, baseline, words, masks, widths, force(step), noises).backward()
             optimizer.step()
+            with torch.no_grad():
+                widths.clamp_(min=0.01)  # ours: the code has no bound, and log(sigma) may fail
             if step % 50 == 49:
                 now = mean()
                 calm = abs(now - before) < 1 / 200 or (abs(now - before) < 1 / 80 and now < 0.2)
                 if calm and (step >= 199 or now < 0.3) and now < 0.45:
-                    return np.array([float(mask) for mask in self.mask(weights, widths)]), step + 1, True
+                    return np.array([mask.item() for mask in self.mask(weights, widths)]), step + 1, True
                 before = now
-        return np.array([float(mask) for mask in self.mask(weights, widths)]), self.steps, False
+        return np.array([mask.item() for mask in self.mask(weights, widths)]), self.steps, False
 
 
 @dataclass
