@@ -25,7 +25,7 @@ from core.test_methods import Formula, points
 from lexplain.classifier import Classifier
 from lexplain.engine import Explainer, Outcome, Rejection
 from lexplain.methods import Attribution, Inputs, Method, find_method
-from lexplain.methods.masks import Span, blend_windows, find_spans, marc
+from lexplain.methods.masks import Span, find_spans, has_settled, marc, weigh_windows
 from lexplain.methods.noise import draw_normal, draw_uniform
 
 SILENT: dict[str, Any] = {"noise": 0.0, "forced": 0.0}
@@ -129,6 +129,19 @@ def test_rows_stop_one_by_one_and_are_no_longer_evaluated() -> None:
     assert formula.gradients == sum(taken)
     assert taken[0] != taken[1]
     assert min(taken) < 800
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "step", "stops"),
+    [
+        (0.449, 0.4505, 199, True), (0.451, 0.4505, 199, False), (0.4, 0.4045, 199, True), (0.4, 0.4055, 199, False),
+        (0.4, 0.4, 149, False), (0.299, 0.3, 49, True), (0.301, 0.3, 49, False), (0.19, 0.202, 49, True),
+        (0.19, 0.203, 49, False), (0.21, 0.22, 49, False), (float("nan"), 0.2, 899, False),
+    ],
+)  # fmt: skip
+def test_when_a_row_stops(now: float, before: float, step: int, stops: bool) -> None:
+    """Calm for 50 steps, small, and either very small or 200 steps old."""
+    assert has_settled(torch.tensor([now]), torch.tensor([before]), step).tolist() == [stops]
 
 
 def test_the_text_that_says_nothing_is_let_go() -> None:
@@ -428,27 +441,33 @@ def test_spans_hold_every_kept_word_once_and_no_other(masks: list[float], thresh
     assert all(left.stop < right.start for left, right in pairwise(spans))
 
 
+def blend(masks: Sequence[np.ndarray], starts: Sequence[int]) -> np.ndarray:
+    """One mask of a text from those of its windows."""
+    ranges = [(start, start + len(mask)) for start, mask in zip(starts, masks, strict=True)]
+    blended = np.zeros(ranges[-1][1])
+    for (start, stop), weight, mask in zip(ranges, weigh_windows(ranges), masks, strict=True):
+        blended[start:stop] += weight * mask
+    return blended
+
+
 def test_windows_go_over_into_one_another_in_equal_steps() -> None:
-    blended = blend_windows([np.zeros(5), np.ones(6), np.full(3, 0.5)], [0, 2, 7], 10)
-    np.testing.assert_allclose(blended, [0, 0, 0.25, 0.5, 0.75, 1, 1, 1 - 0.5 / 2, 0.5, 0.5], atol=1e-15)
-    assert blend_windows([np.array([0.2, 0.4])], [0], 2).tolist() == [0.2, 0.4]
-    assert blend_windows([np.array([0.2]), np.array([0.4])], [0, 1], 2).tolist() == [0.2, 0.4]
-    assert len(blend_windows([np.zeros(0)], [0], 0)) == 0
+    blended = blend([np.zeros(5), np.ones(6), np.full(3, 0.5)], [0, 2, 7])
+    np.testing.assert_allclose(blended, [0, 0, 0.25, 0.5, 0.75, 1, 1, 0.75, 0.5, 0.5], rtol=0, atol=1e-15)
+    assert blend([np.array([0.2, 0.4])], [0]).tolist() == [0.2, 0.4]
+    assert blend([np.array([0.2]), np.array([0.4])], [0, 1]).tolist() == [0.2, 0.4]
+    assert len(blend([np.zeros(0)], [0])) == 0
 
 
 @settings(max_examples=60)
 @given(st.data())
-def test_windows_that_agree_keep_their_mask(data: st.DataObject) -> None:
-    """Also where three or more overlap; and what they disagree about stays between them."""
+def test_weights_of_a_token_sum_to_one(data: st.DataObject) -> None:
+    """Also where three or more windows overlap: what they agree about stays as it is."""
     capacity = data.draw(st.integers(1, 8))
     overlap = data.draw(st.integers(0, capacity - 1))
-    count = data.draw(st.integers(1, 5))
-    starts = [number * (capacity - overlap) for number in range(count)]
-    n_tokens = starts[-1] + data.draw(st.integers(overlap + 1 if count > 1 else 1, capacity))
+    starts = [number * (capacity - overlap) for number in range(data.draw(st.integers(1, 5)))]
+    n_tokens = starts[-1] + data.draw(st.integers(overlap + 1 if len(starts) > 1 else 1, capacity))
     text = np.array(data.draw(st.lists(st.floats(0, 1), min_size=n_tokens, max_size=n_tokens)))
     pieces = [text[start : start + capacity] for start in starts]
-    np.testing.assert_allclose(blend_windows(pieces, starts, n_tokens), text, rtol=0, atol=1e-12)
-    low, high = [np.zeros(len(piece)) for piece in pieces], [np.ones(len(piece)) for piece in pieces]
-    mixed = blend_windows([(low, high)[n % 2][n] for n in range(count)], starts, n_tokens)
-    assert mixed.min() >= 0
-    assert mixed.max() <= 1
+    np.testing.assert_allclose(blend(pieces, starts), text, rtol=0, atol=1e-12)
+    weights = weigh_windows([(start, start + len(piece)) for start, piece in zip(starts, pieces, strict=True)])
+    assert all((weight > 0).all() for weight in weights)

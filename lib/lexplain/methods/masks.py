@@ -83,7 +83,8 @@ def marc(
 
     Note:
         Runs on: executor. Cost: two forward and backward passes a row and step, up to 1800; at the end two forward
-        passes. Memory: (rows, words, words) for the kernels, cut to 64 MB at a time.
+        passes. Memory: (rows, words, words) for the kernels, cut to 64 MB at a time. Rounding grows over hundreds of
+        steps: with a float32 model, batch mates may move a mask by some thousandths.
         Source: Brinner and Zarriess 2023, equations 5 to 8, and the behaviour of the released code. Here masked
         word embeddings enter the model once, not behind its own embedding layer, and windows are rows of their own.
     """
@@ -100,7 +101,7 @@ def marc(
         taken[active] += terms.points_a_step
         if (step + 1) % _CHECK_STEPS == 0:
             now = masks.compute_means(active)
-            settled = _has_settled(now, before, step)
+            settled = has_settled(now, before, step)
             converged[active[settled]] = True
             stays = ~settled & now.isfinite()  # a model's NaN goes into the mask, and never leaves it
             active, before = active[stays], now[stays]
@@ -270,8 +271,14 @@ class _Terms:
         return -_SQUEEZE * self._weights[sides] * torch.where(sides == 0, 1 / squeezed, by_probability)
 
 
-def _has_settled(now: Tensor, before: Tensor, step: int) -> Tensor:
-    """Tell which rows stop, (A,) bool, from their mean mask and that of the last look."""
+def has_settled(now: Tensor, before: Tensor, step: int) -> Tensor:
+    """Tell which rows stop, (A,) bool.
+
+    Args:
+        now: (A,) mean mask.
+        before: (A,) mean mask at the last look, 50 steps earlier.
+        step: Number of the step just taken, from 0.
+    """
     change = (now - before).abs()
     calm = (change < 1 / 200) | ((change < 1 / 80) & (now < 0.2))
     return calm & ((now < 0.3) | (step >= 199)) & (now < 0.45)
@@ -325,28 +332,29 @@ def find_spans(scores: NDArray[np.float64], *, threshold: float = 0.5) -> list[S
     return [Span(start, stop, float(scores[start:stop].mean())) for start, stop in edges.tolist()]
 
 
-def blend_windows(masks: Sequence[NDArray[np.float64]], starts: Sequence[int], n_tokens: int) -> NDArray[np.float64]:
-    """Return one mask over the content tokens of a text from those of its windows.
+def weigh_windows(ranges: Sequence[tuple[int, int]]) -> list[NDArray[np.float64]]:
+    """Return what each window counts for each of its tokens, when the masks of a text's windows become one mask.
 
-    Where two windows overlap, the weight goes over from the one to the other in equal steps. A text's mask so stays
-    in [0, 1]; the mean over windows, which additive scores take, would fade what one window alone has seen.
+    Where two windows overlap, the weight goes over from the one to the other in equal steps. The weights of a token
+    sum to 1, so a text's mask stays in [0, 1]; additive scores are divided by the number of windows instead, which
+    would fade a mask wherever one window alone has seen the token.
 
     Args:
-        masks: Of each window, over its content tokens; the windows in the order of the text, with no gap.
-        starts: Number of the text's first content token in each window.
-        n_tokens: Content tokens of the text that some window holds.
+        ranges: Numbers of the first and one past the last content token of each window, in the order of the text,
+            with no gap between windows.
 
     Returns:
-        (n_tokens,) float64.
+        Of each window (stop - start,) float64.
     """
-    stops = [start + len(mask) for start, mask in zip(starts, masks, strict=True)]
-    total, weights = np.zeros(n_tokens), np.zeros(n_tokens)
-    for number, (start, stop, mask) in enumerate(zip(starts, stops, masks, strict=True)):
-        weight = np.ones(len(mask))
-        if number > 0 and (shared := stops[number - 1] - start) > 0:
-            weight = np.minimum(weight, np.arange(1, len(mask) + 1) / (shared + 1))
-        if number < len(masks) - 1 and (shared := stop - starts[number + 1]) > 0:
-            weight = np.minimum(weight, np.arange(len(mask), 0, -1) / (shared + 1))
-        total[start:stop] += weight * mask
-        weights[start:stop] += weight
-    return total / weights
+    weights = []
+    for number, (start, stop) in enumerate(ranges):
+        weight = np.ones(stop - start)
+        if number > 0 and (shared := ranges[number - 1][1] - start) > 0:
+            weight = np.minimum(weight, np.arange(1, stop - start + 1) / (shared + 1))
+        if number < len(ranges) - 1 and (shared := stop - ranges[number + 1][0]) > 0:
+            weight = np.minimum(weight, np.arange(stop - start, 0, -1) / (shared + 1))
+        weights.append(weight)
+    total = np.zeros(ranges[-1][1])
+    for (start, stop), weight in zip(ranges, weights, strict=True):
+        total[start:stop] += weight
+    return [weight / total[start:stop] for (start, stop), weight in zip(ranges, weights, strict=True)]
