@@ -254,13 +254,31 @@ def mix(classifier: Classifier, kept: Kept, masks: Tensor) -> Tensor:
     return mixed.gather(1, whole.argmax(1, keepdim=True))[:, 0]
 
 
-def test_the_kept_text_retains_the_prediction_and_the_complement_loses_it(
-    planted: Classifier, texts: list[str]
-) -> None:
+@dataclass
+class Run:
+    """The planted texts, explained."""
+
+    kept: Kept
+    outcomes: list[Outcome]
+
+
+@pytest.fixture(scope="module")
+def smooth(planted: Classifier, texts: list[str]) -> Run:
+    """As smooth as MaRC is by default: neighbours are kept along, which is what spans are made of."""
     seen: list[Kept] = []
-    explain(planted, texts, seen=seen, steps=150)
-    (kept,) = seen
-    masks = kept.attribution.scores
+    outcomes = explain(planted, texts, seen=seen, steps=150)
+    return Run(seen[0], outcomes)
+
+
+@pytest.fixture(scope="module")
+def sharp(planted: Classifier, texts: list[str]) -> Run:
+    seen: list[Kept] = []
+    outcomes = explain(planted, texts, seen=seen, steps=250, smoothness=0.1)
+    return Run(seen[0], outcomes)
+
+
+def test_the_kept_text_retains_the_prediction_and_the_complement_loses_it(planted: Classifier, smooth: Run) -> None:
+    kept, masks = smooth.kept, smooth.kept.attribution.scores
     assert float(mix(planted, kept, torch.ones_like(masks)).min()) > 0.99
     assert float(mix(planted, kept, masks).min()) > 0.99
     assert float(mix(planted, kept, 1 - masks).max()) < 0.1
@@ -269,9 +287,8 @@ def test_the_kept_text_retains_the_prediction_and_the_complement_loses_it(
     assert float(relative.abs().max()) < 0.1
 
 
-def test_the_planted_word_is_on_top(planted: Classifier, texts: list[str]) -> None:
-    """Little smoothness: with much of it neighbours are kept along, which is what spans are made of."""
-    for text, outcome in zip(texts, explain(planted, texts, steps=200, smoothness=0.1), strict=True):
+def test_the_planted_word_is_on_top(texts: list[str], sharp: Run) -> None:
+    for text, outcome in zip(texts, sharp.outcomes, strict=True):
         found = only(outcome)
         ranked = [text[word.start : word.end] for word, _ in found.words]
         assert CLUES[found.label] in ranked[:2]
@@ -280,29 +297,27 @@ def test_the_planted_word_is_on_top(planted: Classifier, texts: list[str]) -> No
         assert np.mean([score for _, score in found.words]) < 0.45
 
 
-def test_more_smoothness_makes_fewer_and_longer_spans(planted: Classifier, texts: list[str]) -> None:
+def test_more_smoothness_makes_longer_spans(smooth: Run, sharp: Run) -> None:
     lengths = []
-    for smoothness in (0.0, 1.2):
+    for run in (sharp, smooth):
         spans = []
-        for outcome in explain(planted, texts, steps=150, smoothness=smoothness):
+        for outcome in run.outcomes:
             in_order = sorted(only(outcome).words, key=lambda pair: pair[0].start)
             spans += find_spans(np.array([score for _, score in in_order]))
-        assert len(spans) >= len(texts)
+        assert len(spans) >= len(run.outcomes)
         lengths.append(np.mean([span.stop - span.start for span in spans]))
     assert lengths[1] > lengths[0] + 1
 
 
-def test_masks_that_stop_early_are_small(planted: Classifier, texts: list[str]) -> None:
-    seen: list[Kept] = []
-    outcomes = explain(planted, texts, seen=seen, steps=300, smoothness=0.1)
-    (kept,) = seen
+def test_masks_that_stop_early_are_small(sharp: Run) -> None:
+    kept = sharp.kept
     means = kept.attribution.scores.sum(1) / (~kept.inputs.special).sum(1)
     stopped = kept.attribution.converged
-    assert 0 < int(stopped.sum()) < len(texts)
+    assert 0 < int(stopped.sum()) < len(stopped)
     assert float(means[stopped].max()) < 0.45
-    assert sum(only(outcome).converged for outcome in outcomes) == int(stopped.sum())
-    for outcome in outcomes:
-        assert only(outcome).evaluations == 600 or only(outcome).converged
+    assert sum(only(outcome).converged for outcome in sharp.outcomes) == int(stopped.sum())
+    for outcome in sharp.outcomes:
+        assert only(outcome).evaluations == 500 or only(outcome).converged
         assert only(outcome).evaluations % 100 == 0
 
 

@@ -52,7 +52,7 @@ def saliency(
     return Attribution.from_scores(scores.masked_fill_(inputs.special, 0.0), evaluate, inputs, evaluations=1)
 
 
-@method(version=1, signed=True, cite="shrikumar2016just")
+@method(version=1, signed=True, cite="shrikumar2016not")
 def gradient_x_input(evaluate: Evaluate, inputs: Inputs, *, baseline: str = "mask") -> Attribution:
     """Return one score a token: its embedding times the gradient of the target logit, summed.
 
