@@ -25,7 +25,6 @@ from lexplain.executor import (
     open_explainer,
     word_rows,
 )
-from lexplain.keys import digest
 from lexplain.plan import FindMethod, Plan
 from lexplain.session import count_slots, is_local
 from lexplain.splits import Split
@@ -138,7 +137,8 @@ class Attribution:
 
         Raises:
             ModelError: Executors cannot load a model; before the first task.
-            AccountingError: A chunk's committed rows are not those that the ledger owes.
+            AccountingError: A chunk's rows are not those that the ledger owes; they are not committed.
+            TableError: Other jobs' commits came in between time and again.
             LimitError: A limit of the plan was passed; what was committed stays.
         """
         self._write_ledger()
@@ -152,19 +152,10 @@ class Attribution:
         if pending:
             device = _check_models(self.tables.spark, self.plan, self.find_method, self.models)
         for wave in self._waves():
-            for (increment, bucket), rows in _group_chunks(pending, wave):
-                place = f"increment = {increment} AND bucket = {bucket}"
-                owed = {row["explain_key"]: int(row["n_documents"]) for row in rows}
-                self._explain_chunk([model for model in wave if model.explain_key in owed], place)
-                made = self._count(f"{self._where} AND {place} AND explain_key IN ({quote_list(list(owed))})")
-                if sum(made.values()) != sum(owed.values()):
-                    raise AccountingError(
-                        f"chunk {increment}/{bucket} was to give {sum(owed.values())} (model, document) pairs, "
-                        f"{sum(made.values())} were committed. Keywords would rest on a part of the corpus, or count "
-                        "documents twice. Run the same command again; if it says the same, delete the sink."
-                    )
+            for increment, bucket, owed in _group_chunks(pending, wave):
+                made = self._explain_chunk(wave, increment, bucket)
                 counts = {status: counts[status] + made[status] for status in STATUSES}
-                progress.advance(sum(owed.values()))
+                progress.advance(owed)
                 self._check_rejected(counts)
                 self._check_hours((time.monotonic() - started) / 3600)
         progress.finish(f"{planned} (model, document) pairs, {missing} made now")
@@ -199,8 +190,7 @@ class Attribution:
     @property
     def _where(self) -> str:
         keys = quote_list([model.explain_key for model in self.models])
-        place = f"corpus_key = {quote_text(self.corpus.key)} AND increment < {self.corpus.increments}"
-        return f"{place} AND explain_key IN ({keys})"
+        return f"{self.corpus.where} AND explain_key IN ({keys})"
 
     def _count_planned(self) -> int:
         rows = self.tables.read("chunks").where(self._where).selectExpr("coalesce(sum(n_documents), 0) AS n").collect()
@@ -220,14 +210,14 @@ class Attribution:
             staged = staged.selectExpr("*", "FALSE AS trainable")
         else:  # by text, also within one source: a copy without a label was trained on as well
             trained = (
-                self.tables.read("staged").where(f"corpus_key = {quote_text(self.training.key)} AND size(labels) > 0")
+                self.tables.read("staged").where(f"{self.training.where} AND size(labels) > 0")
                 .selectExpr("text_digest", "TRUE AS in_training").distinct()
             )  # fmt: skip
             staged = staged.join(trained, "text_digest", "left")
             staged = staged.selectExpr("*", "coalesce(in_training, FALSE) AS trainable")
         owed = ", ".join(f"CASE WHEN {model.held_out(self.plan)} THEN {model.split} END" for model in models)
         return staged.selectExpr(
-            "corpus_key", "increment", "bucket", "doc_id", "text", "text_digest", "labels",
+            "corpus_key", "increment", "bucket", "doc_id", "text", "text_digest", "labels", "defect",
             f"array_compact(array({owed})) AS splits",
         )  # fmt: skip
 
@@ -250,18 +240,20 @@ class Attribution:
                 .selectExpr(f"element_at(map({keys}), split) AS explain_key", f"{quote_text(self.corpus.key)} AS corpus_key",
                             "increment", "bucket", "split", "`sum(owed)` AS n_documents")
             )  # fmt: skip
-            app_id = digest("ledger", sorted(model.explain_key for model in missing), self.corpus.key, increment)
-            self.tables.append(ledger, "chunks", app_id=f"ledger/{app_id}")
+            missing_keys = quote_list([model.explain_key for model in missing])
+            place = f"corpus_key = {quote_text(self.corpus.key)} AND increment = {increment}"
+            self.tables.replace(ledger, "chunks", where=f"{place} AND explain_key IN ({missing_keys})")
 
-    def _find_pending(self) -> list[dict[str, Any]]:
-        """Return the ledger's rows whose documents are not all committed, from the committed tables alone."""
+    def _find_pending(self, place: str = "TRUE") -> list[dict[str, Any]]:
+        """Return the ledger's rows whose documents are not all committed once, from the committed tables alone."""
+        where = f"{self._where} AND {place}"
         rows = self.tables.spark.sql(
             "SELECT c.explain_key, c.increment, c.bucket, c.split, c.n_documents"
-            f" FROM (SELECT * FROM {self.tables.name('chunks')} WHERE {self._where}) c LEFT JOIN"
+            f" FROM (SELECT * FROM {self.tables.name('chunks')} WHERE {where}) c LEFT JOIN"
             " (SELECT explain_key, increment, bucket, count_if(label_rank = 0) AS done"
-            f" FROM {self.tables.name('explanations')} WHERE {self._where} GROUP BY explain_key, increment, bucket) e"
+            f" FROM {self.tables.name('explanations')} WHERE {where} GROUP BY explain_key, increment, bucket) e"
             " ON c.explain_key = e.explain_key AND c.increment = e.increment AND c.bucket = e.bucket"
-            " WHERE c.n_documents > coalesce(e.done, 0) ORDER BY c.increment, c.bucket, c.split"
+            " WHERE c.n_documents != coalesce(e.done, 0) ORDER BY c.increment, c.bucket, c.split"
         ).collect()
         return [row.asDict() for row in rows]
 
@@ -271,16 +263,35 @@ class Attribution:
         for start in range(0, len(ordered), size):
             yield ordered[start : start + size]
 
-    def _explain_chunk(self, models: Sequence[ExplainedModel], place: str) -> None:
+    def _explain_chunk(self, wave: Sequence[ExplainedModel], increment: int, bucket: int) -> dict[str, int]:
+        """Commit what a chunk lacks, in the place of any rows of the same models; return the pairs made by status."""
+        from pyspark import StorageLevel
+
         spark, plan = self.tables.spark, self.plan
+        place = f"increment = {increment} AND bucket = {bucket}"
+        # Another job may have made them since: it is cheaper to look again than to explain again.
+        owed = {row["explain_key"]: int(row["n_documents"]) for row in self._find_pending(place)}
+        models = [model for model in wave if model.explain_key in owed]
+        if not models:
+            return dict.fromkeys(STATUSES, 0)
+        owed = {model.explain_key: owed[model.explain_key] for model in models}
         task = make_task(spark, plan, self.find_method, _as_tasks(models))
         documents = self._read_documents(models, place).where("size(splits) > 0")
         tasks = max(1, ceil(documents.count() / _TASK_DOCUMENTS))
         ordered = documents.repartition(tasks, "text_digest").sortWithinPartitions("text_digest", "doc_id")
         explaining = _explaining(task, plan.execution.device, is_local(spark))
         explained = ordered.mapInArrow(explaining, TABLES["explanations"].schema)
-        app_id = digest("explanations", sorted(model.explain_key for model in models), self.corpus.key, place)
-        self.tables.append(explained, "explanations", app_id=f"explanations/{app_id}")
+        # Kept until they are committed: Delta refuses a commit while another job makes one, and the second attempt
+        # must not explain again.
+        explained = explained.persist(StorageLevel.DISK_ONLY)
+        try:
+            made = _check_chunk(explained, f"{increment}/{bucket}", owed)
+            keys = quote_list(list(owed))
+            where = f"corpus_key = {quote_text(self.corpus.key)} AND {place} AND explain_key IN ({keys})"
+            self.tables.replace(explained, "explanations", where=where)
+        finally:
+            explained.unpersist()
+        return made
 
     def count_statuses(self) -> dict[str, int]:
         """Return committed (model, document) pairs by status, whether they are all there or not."""
@@ -310,15 +321,33 @@ class Attribution:
         )
 
 
-def _group_chunks(
-    pending: Sequence[Mapping[str, Any]], wave: Sequence[ExplainedModel]
-) -> list[tuple[tuple[int, int], list[Mapping[str, Any]]]]:
+def _group_chunks(pending: Sequence[Mapping[str, Any]], wave: Sequence[ExplainedModel]) -> list[tuple[int, int, int]]:
+    """Return (increment, bucket, documents pending) of the chunks that lack something of a wave, in order."""
     keys = {model.explain_key for model in wave}
-    chunks: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+    chunks: dict[tuple[int, int], int] = {}
     for row in pending:
         if row["explain_key"] in keys:
-            chunks.setdefault((row["increment"], row["bucket"]), []).append(row)
-    return sorted(chunks.items())
+            chunk = (row["increment"], row["bucket"])
+            chunks[chunk] = chunks.get(chunk, 0) + int(row["n_documents"])
+    return sorted((*chunk, documents) for chunk, documents in chunks.items())
+
+
+def _check_chunk(explained: DataFrame, chunk: str, owed: Mapping[str, int]) -> dict[str, int]:
+    """Return (model, document) pairs by status; raise AccountingError when a model's are not what it owes."""
+    first = explained.where("label_rank = 0").groupBy("explain_key", "status").count()
+    rows = first.withColumnRenamed("count", "documents").collect()
+    made = dict.fromkeys(owed, 0)
+    counts = dict.fromkeys(STATUSES, 0)
+    for row in rows:
+        made[row["explain_key"]] += row["documents"]
+        counts[row["status"]] += row["documents"]
+    if made != dict(owed):
+        raise AccountingError(
+            f"chunk {chunk} was to give {sum(owed.values())} (model, document) pairs, {sum(made.values())} were made. "
+            "Keywords would have rested on a part of the corpus, or counted documents twice. Nothing of the chunk was "
+            "committed: run the same command again; if it says the same, write to a new sink."
+        )
+    return counts
 
 
 def _as_tasks(models: Sequence[ExplainedModel]) -> list[ModelTask]:

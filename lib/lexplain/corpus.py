@@ -7,7 +7,7 @@ would fail a whole Arrow batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
@@ -16,12 +16,14 @@ from lexplain.errors import CorpusError
 from lexplain.executor import add_word_keys
 from lexplain.keys import corpus_key
 from lexplain.plan import Source
+from lexplain.sources import literal_path, read_documents, read_source, refuse_source
 from lexplain.tables import TABLES, Tables, quote_identifier, quote_text
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 _SHOWN = 3  # examples in a message
+_READINGS = 3  # of a source that changes while it is read
 
 
 @dataclass(frozen=True)
@@ -43,51 +45,85 @@ class Staged:
         """What decides the staged content; a rewritten source with the same documents leaves it as it is."""
         return f"{self.key}/{self.increments}"
 
+    @property
+    def where(self) -> str:
+        """The SQL condition on (corpus_key, increment) that selects it, in `staged` and all tables made from it.
 
-def take_snapshot(spark: SparkSession, source: Source) -> str:
-    """Return what pins a source's content: a Delta table's id and version, else a digest of its files.
+        Increments that were staged later, by another run, are none of its own.
+        """
+        return f"corpus_key = {quote_text(self.key)} AND increment < {self.increments}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What pins a source's content.
+
+    Attributes:
+        name: A Delta table's id and version, or a digest of files or content.
+        version: The Delta version to read; None: only a second snapshot tells whether a reading was of the first.
+    """
+
+    name: str
+    version: int | None = None
+
+
+def take_snapshot(spark: SparkSession, source: Source, name: str) -> Snapshot:
+    """Return what pins a source's content now.
+
+    For a Delta table its id and version; for files, and tables over files, a digest of their listing; for a view,
+    and a table of any other kind, a digest of the documents, which costs a reading.
 
     Raises:
         CorpusError: The source is not there.
     """
-    if source.kind in ("table", "delta"):
-        name = f"delta.{quote_identifier(str(source.path))}"
-        if source.table is not None:
-            name = ".".join(map(quote_identifier, source.table.split(".")))
-        try:
-            detail = spark.sql(f"DESCRIBE DETAIL {name}").collect()[0]
-            version = spark.sql(f"DESCRIBE HISTORY {name} LIMIT 1").collect()[0]["version"]
-        except Exception as error:
-            if source.kind == "delta" or not spark.catalog.tableExists(name):
-                raise _unreadable(source, error) from error
-            return _list_files(spark, source)  # a table of another format
-        return f"{detail['id']}@{version}"
-    return _list_files(spark, source)
+    if source.kind not in ("table", "delta"):
+        return _list_files(spark, source)
+    table = f"delta.{quote_identifier(str(source.path))}"
+    if source.table is not None:
+        table = ".".join(map(quote_identifier, source.table.split(".")))
+    try:
+        detail = spark.sql(f"DESCRIBE DETAIL {table}").collect()[0]
+    except Exception as error:
+        if source.kind == "delta" or not spark.catalog.tableExists(table):
+            raise refuse_source(source, error) from error
+        return _digest_documents(spark, source, name)
+    if detail["format"] != "delta":
+        return _list_files(spark, source)
+    version = int(spark.sql(f"DESCRIBE HISTORY {table} LIMIT 1").collect()[0]["version"])
+    return Snapshot(f"{detail['id']}@{version}", version)
 
 
-def _list_files(spark: SparkSession, source: Source) -> str:
+def _digest_documents(spark: SparkSession, source: Source, name: str) -> Snapshot:
+    # A sum: the order of the documents does not count, and equal ones do not cancel out.
+    row = read_documents(spark, source, name).selectExpr(
+        "count(*) AS n", "sum(CAST(xxhash64(doc_id, text_digest, labels, seen_by) AS DECIMAL(38,0))) AS digest"
+    ).collect()[0]  # fmt: skip
+    return Snapshot(f"documents@{row['n']}/{row['digest']}")
+
+
+def _list_files(spark: SparkSession, source: Source) -> Snapshot:
     """Digest of (path, length, modification time) of every file that a reading would touch."""
-    frame = _read(spark, source)
     try:
         files = (
-            frame.selectExpr("_metadata.file_path AS path", "_metadata.file_size AS size",
+            read_source(spark, source).selectExpr("_metadata.file_path AS path", "_metadata.file_size AS size",
                              "unix_micros(_metadata.file_modification_time) AS time")
             .distinct().orderBy("path").collect()
         ) if source.kind == "table" else (
-            spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(str(source.path))
+            spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(literal_path(source))
             .selectExpr("path", "length AS size", "unix_micros(modificationTime) AS time").orderBy("path").collect()
         )  # fmt: skip
     except Exception as error:
-        raise _unreadable(source, error) from error
+        raise refuse_source(source, error) from error
     listing = "\n".join(f"{row['path']} {row['size']} {row['time']}" for row in files)
-    return "files@" + hashlib.sha256(listing.encode()).hexdigest()[:20]
+    return Snapshot("files@" + hashlib.sha256(listing.encode()).hexdigest()[:20])
 
 
 def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int) -> Staged:
     """Bring a source's documents into `staged`; what is there already is left alone.
 
     The source is read once. A first reading is increment 0; documents appended later become further
-    increments with chunks of their own.
+    increments with chunks of their own. Of jobs that stage one source at once the first one's increment stays,
+    and the others go on from it.
 
     Args:
         tables: The sink.
@@ -97,130 +133,81 @@ def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int) ->
 
     Raises:
         CorpusError: The source cannot be read as mapped, holds no document, has ids that are null or occur
-            twice, or documents staged before were changed or deleted since.
+            twice, changed time and again while it was read, or documents staged before were changed or deleted.
     """
-    spark, key = tables.spark, corpus_key(source)
-    done = tables.read("increments").where(f"corpus_key = {quote_text(key)}").collect()
-    snapshot = take_snapshot(spark, source)
-    increment = sum(row["n_documents"] > 0 for row in done)
-    if any(row["snapshot"] == snapshot for row in done):
-        return Staged(key, increment, sum(row["n_documents"] for row in done))
-    read = read_documents(spark, source, name).persist()
+    key = corpus_key(source)
+    recorded = _record_staged(tables, source)
+    for _ in range(_READINGS):
+        snapshot = take_snapshot(tables.spark, source, name)
+        if snapshot.name not in recorded:
+            _stage_increment(tables, source, snapshot, len(_increments(recorded)), name, chunk_documents)
+            recorded = _record_staged(tables, source)
+        if snapshot.name in recorded:
+            counts = _increments(recorded)
+            return Staged(key, len(counts), sum(counts))
+    raise CorpusError(
+        f"{name}={source.origin!r} changed each of {_READINGS} times while it was read. The documents would have been "
+        "those of no one version. Run again when nothing writes to it, or read a Delta table: its versions stay."
+    )
+
+
+def _increments(recorded: Mapping[str, int]) -> list[int]:
+    """Return how many documents each increment has; a reading that found no new one is no increment."""
+    return [count for count in recorded.values() if count]
+
+
+def _record_staged(tables: Tables, source: Source) -> dict[str, int]:
+    """Return the source's recorded readings, snapshot to number of new documents.
+
+    Staged increments without a record get theirs first: of a job that was killed in between, or of one that is
+    about to write the same.
+    """
+    ours = f"corpus_key = {quote_text(corpus_key(source))}"
+    recorded = {row["snapshot"]: row["n_documents"] for row in tables.read("increments").where(ours).collect()}
+    staged = tables.spark.sql(
+        "SELECT increment, snapshot, count(*) AS n_documents, CAST(count(DISTINCT bucket) AS INT) AS n_buckets"
+        f" FROM {tables.name('staged')} WHERE {ours} AND increment >= {len(_increments(recorded))}"
+        " GROUP BY increment, snapshot ORDER BY increment"
+    ).collect()
+    for row in staged:
+        _record(tables, source, **row.asDict())
+        recorded[row["snapshot"]] = row["n_documents"]
+    return recorded
+
+
+def _record(tables: Tables, source: Source, *, increment: int, snapshot: str, n_documents: int, n_buckets: int) -> None:
+    key = corpus_key(source)
+    row = tables.spark.createDataFrame(
+        [(key, increment, source.origin, snapshot, n_documents, n_buckets)],
+        "corpus_key STRING, increment INT, origin STRING, snapshot STRING, n_documents BIGINT, n_buckets INT",
+    ).selectExpr("*", "current_timestamp() AS staged_at")
+    where = f"corpus_key = {quote_text(key)} AND snapshot = {quote_text(snapshot)}"
+    tables.replace(row, "increments", where=where)
+
+
+def _stage_increment(
+    tables: Tables, source: Source, snapshot: Snapshot, increment: int, name: str, chunk_documents: int
+) -> None:
+    """Stage what is new in a snapshot, or note that nothing is; do neither if the source has moved on since."""
+    spark = tables.spark
+    read = read_documents(spark, source, name, version=snapshot.version).persist()
     try:
-        documents = _find_appended(tables, source, read, name) if increment else read
+        documents = _find_appended(tables, source, read, increment, name) if increment else read
         count = _check_ids(documents, source, name)
+        if snapshot.version is None and take_snapshot(spark, source, name) != snapshot:
+            return
         if count == 0 and increment == 0:
             raise CorpusError(
                 f"{name}={source.origin!r} holds no document"
                 + (f" where {source.where}" if source.where else "")
                 + ". There would be nothing to explain. Check the path, the filter and the sample."
             )
-        buckets = ceil(count / chunk_documents)
         if count:
-            _write(tables, documents, key, increment, buckets, with_words=source.columns.labels is not None)
-        row = spark.createDataFrame(
-            [(key, increment, source.origin, snapshot, count, buckets)],
-            "corpus_key STRING, increment INT, origin STRING, snapshot STRING, n_documents BIGINT, n_buckets INT",
-        ).selectExpr("*", "current_timestamp() AS staged_at")
-        tables.append(row, "increments", app_id=f"increment/{key}/{increment}/{snapshot}")
+            _write(tables, documents, source, snapshot, increment, ceil(count / chunk_documents))
+        else:  # a rewritten source without a new document
+            _record(tables, source, increment=increment, snapshot=snapshot.name, n_documents=0, n_buckets=0)
     finally:
         read.unpersist()
-    # A rewritten source without a new document is noted as read, and makes no increment.
-    return Staged(key, increment + (count > 0), count + sum(row["n_documents"] for row in done))
-
-
-def read_documents(spark: SparkSession, source: Source, name: str) -> DataFrame:
-    """Return a source as (doc_id, text BINARY, text_digest, labels, seen_by), filtered and sampled.
-
-    Sampling goes by the text's digest: the same documents each time, whatever the order of the source.
-
-    Raises:
-        CorpusError: The source cannot be read, a mapped column is missing, or the filter does not parse.
-    """
-    frame = _read(spark, source)
-    columns = source.columns
-    mapped = {"text": columns.text, "doc_id": columns.doc_id, "labels": columns.labels, "split": columns.split}
-    missing = {key: column for key, column in mapped.items() if column is not None and column not in frame.columns}
-    if missing:
-        shown = ", ".join(f"{name}.columns.{key}={column!r}" for key, column in missing.items())
-        raise CorpusError(
-            f"{shown}: no such column in {source.origin!r}. Every document would have been empty. "
-            f"Columns there: {', '.join(frame.columns)}."
-        )
-    types = dict(frame.dtypes)
-    try:
-        if source.where is not None:
-            frame = frame.where(source.where)
-        digest_of = "sha2(coalesce(text, X''), 256)"
-        frame = frame.selectExpr(
-            "CAST(NULL AS STRING) AS doc_id" if columns.doc_id is None else f"CAST({quote_identifier(columns.doc_id)} AS STRING) AS doc_id",
-            f"CAST({quote_identifier(columns.text)} AS BINARY) AS text" if types[columns.text] in ("string", "binary")
-            else f"CAST(CAST({quote_identifier(columns.text)} AS STRING) AS BINARY) AS text",
-            f"{_labels(columns.labels, types, source.label_separator)} AS labels",
-            f"{_seen_by(columns.split, types)} AS seen_by",
-        ).selectExpr("doc_id", "text", f"{digest_of} AS text_digest", "labels", "seen_by")  # fmt: skip
-    except Exception as error:
-        raise _unreadable(source, error) from error
-    if columns.doc_id is None:
-        # Equal texts are told apart by a number, in an order that does not depend on the source's.
-        frame = frame.selectExpr(
-            "concat(substring(text_digest, 1, 32), '-', row_number() OVER (PARTITION BY text_digest ORDER BY"
-            " to_json(named_struct('l', labels, 's', seen_by)))) AS doc_id",
-            "text", "text_digest", "labels", "seen_by",
-        )  # fmt: skip
-    if source.sample is not None and source.sample < 1:
-        threshold = f"{int(source.sample * 16**12):012x}"
-        frame = frame.where(f"substring(text_digest, 1, 12) < {quote_text(threshold)}")
-    if source.limit is not None:
-        frame = frame.orderBy("text_digest", "doc_id").limit(source.limit)
-    return frame
-
-
-def _read(spark: SparkSession, source: Source) -> DataFrame:
-    try:
-        if source.table is not None:
-            return spark.table(".".join(map(quote_identifier, source.table.split("."))))
-        reader = spark.read
-        if source.kind == "csv":
-            # RFC 4180: a quote inside quotes is doubled, and a quoted field may hold line breaks.
-            reader = reader.options(header=source.header, multiLine=True, quote='"', escape='"')
-        elif source.kind == "tsv":
-            # One document a line, quotes are text: what corpora are shipped as.
-            reader = reader.options(header=source.header, sep="\t", quote="")
-        kind = "csv" if source.kind == "tsv" else str(source.kind)
-        return reader.format(kind).load(str(source.path))
-    except Exception as error:
-        raise _unreadable(source, error) from error
-
-
-def _unreadable(source: Source, error: Exception) -> CorpusError:
-    said = str(error).strip().splitlines()
-    return CorpusError(
-        f"{source.origin!r} cannot be read as {source.kind} ({said[0] if said else type(error).__name__}). "
-        "No document would have been explained. Check path, format, filter and permissions."
-    )
-
-
-def _labels(column: str | None, types: dict[str, str], separator: str | None) -> str:
-    if column is None:
-        return "CAST(NULL AS ARRAY<STRING>)"
-    if types[column].startswith("array"):
-        parts = f"transform({quote_identifier(column)}, x -> CAST(x AS STRING))"
-    elif separator is not None:
-        parts = f"split(CAST({quote_identifier(column)} AS STRING), concat('\\\\Q', {quote_text(separator)}, '\\\\E'))"
-    else:
-        parts = f"array(CAST({quote_identifier(column)} AS STRING))"
-    # A document without a label in a labelled source has an empty list, never null.
-    return f"array_sort(array_distinct(filter(transform(coalesce({parts}, array()), x -> trim(x)), x -> x != '')))"
-
-
-def _seen_by(column: str | None, types: dict[str, str]) -> str:
-    if column is None:
-        return "CAST(NULL AS ARRAY<INT>)"
-    if types[column].startswith("array"):
-        return f"coalesce(transform({quote_identifier(column)}, x -> try_cast(x AS INT)), array())"
-    parts = f"split(trim(CAST({quote_identifier(column)} AS STRING)), '[ ,;]+')"
-    return f"coalesce(transform(filter({parts}, x -> x != ''), x -> try_cast(x AS INT)), array())"
 
 
 def _check_ids(documents: DataFrame, source: Source, name: str) -> int:
@@ -247,9 +234,10 @@ def _check_ids(documents: DataFrame, source: Source, name: str) -> int:
     return int(totals["documents"])
 
 
-def _find_appended(tables: Tables, source: Source, documents: DataFrame, name: str) -> DataFrame:
+def _find_appended(tables: Tables, source: Source, documents: DataFrame, increment: int, name: str) -> DataFrame:
     """Return the documents not staged before; refuse a source whose staged documents changed or vanished."""
-    staged = tables.read("staged").where(f"corpus_key = {quote_text(corpus_key(source))}").selectExpr(
+    before = f"corpus_key = {quote_text(corpus_key(source))} AND increment < {increment}"
+    staged = tables.read("staged").where(before).selectExpr(
         "doc_id", "text_digest AS staged_digest", "labels AS staged_labels", "seen_by AS staged_seen"
     )  # fmt: skip
     joined = documents.join(staged, "doc_id", "full_outer")
@@ -267,26 +255,30 @@ def _find_appended(tables: Tables, source: Source, documents: DataFrame, name: s
     return documents.join(staged, "doc_id", "left_anti")
 
 
-def _write(tables: Tables, documents: DataFrame, key: str, increment: int, buckets: int, *, with_words: bool) -> None:
+def _write(
+    tables: Tables, documents: DataFrame, source: Source, snapshot: Snapshot, increment: int, buckets: int
+) -> None:
+    key = quote_text(corpus_key(source))
     staged = documents.selectExpr(
-        f"{quote_text(key)} AS corpus_key",
+        f"{key} AS corpus_key",
         f"{increment} AS increment",
+        f"{quote_text(snapshot.name)} AS snapshot",
         # A salted hash of the digest, so that buckets and the digest's own order are independent.
         f"CAST(pmod(xxhash64('bucket', text_digest), {buckets}) AS INT) AS bucket",
         "*",
         "CAST(NULL AS ARRAY<STRING>) AS words",
     ).select(*[name for name, _, _ in TABLES["staged"].columns])
-    if with_words:
+    if source.columns.labels is not None:
         staged = staged.mapInArrow(add_word_keys, TABLES["staged"].schema)
-    shuffled = staged.repartition(min(buckets, 200), "bucket").sortWithinPartitions("bucket", "text_digest", "doc_id")
-    # Not an append: rows of a reading that was killed before its increment was recorded must not stay beside these.
-    tables.replace(shuffled, "staged", where={"corpus_key": key, "increment": str(increment)})
+    # One file a bucket: Delta shuffles by the partition columns before it writes. All or nothing, and never beside
+    # an increment that another job has staged in the meantime.
+    tables.add_first(staged, "staged", unless=f"present.corpus_key = {key} AND present.increment = {increment}")
 
 
 def list_labelled(tables: Tables, staged: Staged) -> list[tuple[str, Sequence[str]]]:
     """Return (text digest, labels) of every labelled document, ordered by digest: what splits are drawn from."""
     rows = (
-        tables.read("staged").where(f"corpus_key = {quote_text(staged.key)} AND size(labels) > 0")
+        tables.read("staged").where(f"{staged.where} AND size(labels) > 0")
         .select("text_digest", "labels").orderBy("text_digest", "doc_id").collect()
     )  # fmt: skip
     return [(row["text_digest"], list(row["labels"])) for row in rows]
@@ -294,9 +286,7 @@ def list_labelled(tables: Tables, staged: Staged) -> list[tuple[str, Sequence[st
 
 def list_labels(tables: Tables, staged: Staged) -> list[str]:
     """Return the distinct gold labels of a staged source."""
-    labels = (
-        tables.read("staged").where(f"corpus_key = {quote_text(staged.key)}").selectExpr("explode(labels) AS label")
-    )
+    labels = tables.read("staged").where(staged.where).selectExpr("explode(labels) AS label")
     return sorted(row["label"] for row in labels.distinct().collect())
 
 
@@ -307,7 +297,7 @@ def check_seen(tables: Tables, staged: Staged, source: Source, n_models: int) ->
         CorpusError: A value is no number, or not from 0 to n_models - 1.
     """
     wrong = f"exists(seen_by, x -> x IS NULL OR x < 0 OR x >= {n_models})"
-    rows = tables.read("staged").where(f"corpus_key = {quote_text(staged.key)} AND {wrong}")
+    rows = tables.read("staged").where(f"{staged.where} AND {wrong}")
     count = rows.count()
     if count:
         example = rows.select("doc_id", "seen_by").first()

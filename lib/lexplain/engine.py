@@ -100,6 +100,7 @@ class Explainer:
         self, classifier: Classifier, method: Method, options: Mapping[str, object], *, max_tokens: int,
         overlap: int,
         max_windows: int | None, merge: Literal["sum", "absmax"], budget_tokens: int,
+        prepared: object = None,
     ) -> None:  # fmt: skip
         """Check everything that can be checked without a text.
 
@@ -113,6 +114,7 @@ class Explainer:
             merge: How token scores become word scores; `sum` keeps completeness.
             budget_tokens: Path points x padded length of one pass of the model; halved whenever memory runs
                 out. A single point is tried whatever its length.
+            prepared: What a preparation has made for this model and method, as a `Calibration`.
 
         Raises:
             ModelError: The model has no classes, not that many positions, or no such baseline token.
@@ -143,6 +145,7 @@ class Explainer:
         self._max_tokens, self._overlap, self._max_windows = max_tokens, overlap, max_windows
         self._merge: Literal["sum", "absmax"] = merge
         self._budget = _Budget(budget_tokens)
+        self._prepared = prepared
 
     @property
     def budget_tokens(self) -> int:
@@ -232,8 +235,41 @@ class Explainer:
         if batch:
             yield batch
 
-    def _attribute(self, rows: Sequence[_Row]) -> None:
-        """Run the method on one batch and add its scores to the texts."""
+    def sample_paths(self, texts: Sequence[str], nodes: int) -> list[NDArray[np.float64]]:
+        """Return the derivatives along the line from baseline to input: what a calibration is fitted to.
+
+        Args:
+            texts: A sample; of each, the first window and the most probable predicted label are taken.
+            nodes: Equally spaced points, both ends among them.
+
+        Returns:
+            For each text that has a predicted label and can be explained, (nodes, tokens of the window).
+
+        Note:
+            Runs on: executor. Cost: `nodes` forward and backward passes a text.
+        """
+        documents = [_Document(text) for text in sorted(set(texts))]
+        for document in documents:
+            self._open(document)
+        self._predict([document for document in documents if document.rejection is None])
+        paths: list[NDArray[np.float64]] = []
+        for batch in self._batches([document for document in documents if document.rejection is None]):
+            rows = [row for row in batch if row.number == 0 and row.target is row.document.targets[0]]
+            if not rows:
+                continue
+            evaluate = self._place(rows)[0]
+            alphas = torch.linspace(0, 1, nodes, dtype=torch.float64).repeat(len(rows))
+            derivatives = evaluate.directional(torch.arange(len(rows)).repeat_interleave(nodes), alphas)[1]
+            found = derivatives.view(len(rows), nodes, -1).cpu().numpy()
+            paths += [
+                found[number, :, : len(row.window.ids)]
+                for number, row in enumerate(rows)
+                if number not in evaluate.unfit
+            ]
+        return paths
+
+    def _place(self, rows: Sequence[_Row]) -> tuple[_Evaluation, Inputs]:
+        """Return a batch of rows as a method sees them."""
         classifier = self._classifier
         batch = classifier.collate([row.window for row in rows])
         baseline_ids = classifier.baseline_ids(batch.ids, batch.special, batch.mask, self._baseline)
@@ -249,8 +285,13 @@ class Explainer:
             words=torch.from_numpy(words).to(batch.ids.device),
             seeds=torch.tensor([row.seed(self._method.id) for row in rows]),
             target_score=torch.tensor([row.target_score for row in rows], dtype=torch.float64, device=batch.ids.device),
+            prepared=self._prepared,
         )
-        evaluate = _Evaluation(classifier, inputs, batch.token_types, rows, self._budget)
+        return _Evaluation(classifier, inputs, batch.token_types, rows, self._budget), inputs
+
+    def _attribute(self, rows: Sequence[_Row]) -> None:
+        """Run the method on one batch and add its scores to the texts."""
+        evaluate, inputs = self._place(rows)
         attribution: Attribution = self._method.function(evaluate, inputs, **self._options)
         scores = attribution.scores.cpu().numpy()
         baseline_score = attribution.baseline_score.tolist()

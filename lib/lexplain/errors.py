@@ -18,12 +18,27 @@ silently, and what to write instead.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# In a URI: what stands before the host (on Azure storage that is a container), and parameters that carry a secret.
+_USER_INFO = re.compile(r"(?<!abfs)(?<!abfss)(?<!wasb)(?<!wasbs)://[^/\s]*@")
+_SECRET_PARAMETER = re.compile(
+    r"(?i)([?&;][^=&;\s]*(?:token|secret|password|pwd|key|sig|credential)[^=&;\s]*=)[^&;\s'\"]+"
+)
+
+
+def redact(text: str) -> str:
+    """Return `text` with user names, passwords and tokens of the URIs in it replaced by `***`."""
+    return _SECRET_PARAMETER.sub(r"\1***", _USER_INFO.sub("://***@", text))
+
 
 class ExplainError(Exception):
-    """Root of every error that lexplain raises on purpose."""
+    """Root of every error that lexplain raises on purpose; its message shows no secret of a URI."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(redact(message))
 
 
 @dataclass(frozen=True)

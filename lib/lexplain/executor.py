@@ -271,8 +271,8 @@ def explain_batches(batches: Iterator[pa.RecordBatch], task: ExplainTask, device
     """Explain documents with each model that must: the attribution stage's task.
 
     Args:
-        batches: Columns corpus_key, increment, bucket, doc_id, text BINARY, text_digest, labels and `splits`, the
-            numbers of the models that explain the document; in a fixed order.
+        batches: Columns corpus_key, increment, bucket, doc_id, text BINARY, text_digest, labels, `defect`, the reason to
+            reject it, and `splits`, the numbers of the models that explain the document; in a fixed order.
         task: Models, method and options.
         device: As `choose_device` returns it.
 
@@ -293,13 +293,18 @@ def explain_batches(batches: Iterator[pa.RecordBatch], task: ExplainTask, device
 
 
 def _explain_window(documents: list[dict[str, Any]], task: ExplainTask, device: str) -> Iterator[pa.RecordBatch]:
+    from lexplain.engine import Rejection
+
     for model in task.models:
         owed = [document for document in documents if model.split in document["splits"]]
         if not owed:
             continue
-        outcomes = explain_texts([document["text"] for document in owed], task, model, device)
+        sound = [document for document in owed if document["defect"] is None]
+        explained = iter(explain_texts([document["text"] for document in sound], task, model, device))
         rows: list[dict[str, Any]] = []
-        for document, outcome in zip(owed, outcomes, strict=True):
+        for document in owed:
+            defect = document["defect"]
+            outcome = next(explained) if defect is None else Rejection(defect, "the source's row is no document")
             rows += _rows(document, outcome, task, model)
         yield pa.RecordBatch.from_pylist(rows, schema=EXPLANATIONS)
 

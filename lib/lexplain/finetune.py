@@ -29,12 +29,10 @@ from lexplain.classifier import Classifier
 from lexplain.errors import CorpusError, ModelError
 from lexplain.frozen_encoder import FEATURES_VERSION, compute_features, encoder_replaced
 from lexplain.model_store import digest_folder
+from lexplain.plan import LEARNING_RATES
 
 RECORD_FILE = "fine_tuning.json"
 
-_FULL_LEARNING_RATE = 5e-5
-# A head starts from nothing, and no pretrained weight can be harmed.
-_HEAD_LEARNING_RATE = 1e-3
 _MAX_GRADIENT_NORM = 1.0
 _EVALUATION_BATCH = 32
 # Batches are cut from pools of so many batches, sorted by length: little padding, yet other batches each epoch.
@@ -75,7 +73,7 @@ class Recipe:
         """The learning rate used: the one written, or the default of `train`."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return _HEAD_LEARNING_RATE if self.train == "head" else _FULL_LEARNING_RATE
+        return LEARNING_RATES[self.train]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
-from lexplain.plan import FindMethod, Keywords, Plan, Source
+from lexplain.plan import LEARNING_RATES, FindMethod, Keywords, Plan, Source
 from lexplain.settings import plain
 from lexplain.words import WORD_RULES
 
@@ -74,7 +74,8 @@ def run_id(plan: Plan, find_method: FindMethod, model_digests: Sequence[str]) ->
 def _recipe(plan: Plan) -> dict[str, object]:
     names = ("seed", "test_share", "multi_label", "train", "epochs", "learning_rate", "batch_size", "accumulate",
              "patience")  # fmt: skip
-    return {name: getattr(plan.models, name) for name in names}
+    recipe = {name: getattr(plan.models, name) for name in names}
+    return recipe | {"learning_rate": plan.models.learning_rate or LEARNING_RATES[plan.models.train]}
 
 
 def _method(plan: Plan, find_method: FindMethod) -> tuple[str, Mapping[str, object]]:

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from lexplain.keys import corpus_key, digest, evidence_key
+from lexplain.evidence import NORMALISED_SCORE, is_evidence, select_best_words, strip_word
+from lexplain.keys import evidence_key
 from lexplain.tables import SCORE, SCORE_SUM, quote_list, quote_text
 
 if TYPE_CHECKING:
     from pyspark.sql import Row
 
+    from lexplain.corpus import Staged
     from lexplain.plan import Plan
     from lexplain.tables import Tables
 
@@ -32,22 +34,16 @@ _MIN_SPLITS = 3
 # The last 8 of the digest's hexadecimal digits; the first ones already decide about splits and buckets.
 _DOC_GROUP = f"CAST(conv(right(text_digest, 8), 16, 10) AS BIGINT) % {JACKKNIFE_GROUPS}"
 
-# Python's `[^\w\s]` for Java: there \w and \s know ASCII only, so "köpa" would become "kpa".
-_WORD_OR_SPACE = r"\p{L}\p{N}_\s\x1c-\x1f\x85\p{Z}"
-
 # scikit-learn's default `\b\w\w+\b`, a maximal run of two or more word characters.
 _VECTORIZER_WORD = r"[\p{L}\p{N}_]{2,}"
 
 _LETTER = r"\p{L}"
 
-# A document whose tokens all score 0 has a norm of 0.
-_NORMALISED = "coalesce(try_divide({}, token_norm), 0D)"
-
 # One digit less than the sums have: a difference of DECIMAL(38,18) would lose its last decimal place.
 _DIFFERENCE = "DECIMAL(37,18)"
 
 
-def sum_words(tables: Tables, plan: Plan, explain_keys: Sequence[str]) -> int:
+def sum_words(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str]) -> int:
     """Add up the words of finished chunks that have no sums for the plan's evidence yet, in one commit.
 
     A chunk is finished when the rows of its documents are all there. With its sums it gets rows without a
@@ -55,8 +51,9 @@ def sum_words(tables: Tables, plan: Plan, explain_keys: Sequence[str]) -> int:
     which counts all documents and marks the chunk as added up.
 
     Args:
-        tables: Reads `chunks` and `explanations`, appends to `word_sums`.
-        plan: Names the corpus and the evidence.
+        tables: Reads `chunks` and `explanations`, adds to `word_sums`.
+        plan: Names the evidence.
+        corpus: The staged corpus; increments beyond it are left alone.
         explain_keys: Models whose chunks are added up.
 
     Returns:
@@ -73,38 +70,40 @@ def sum_words(tables: Tables, plan: Plan, explain_keys: Sequence[str]) -> int:
     """
     # Both queries below must see the same chunks, or a marker could be written without its sums.
     versions = {name: _read_version(tables, name) for name in ("word_sums", "chunks", "explanations")}
-    finished = _select_finished_chunks(tables, plan, explain_keys, versions)
-    fingerprint = tables.spark.sql(
-        f"SELECT count(*) AS n_chunks, bit_xor(xxhash64(explain_key, increment, bucket)) AS chunks FROM ({finished})"
-    ).first()
-    if fingerprint is None or fingerprint["n_chunks"] == 0:
+    finished = _select_finished_chunks(tables, plan, corpus, explain_keys, versions)
+    chunks = tables.spark.sql(
+        f"SELECT explain_key, increment, sort_array(collect_list(bucket)) AS buckets FROM ({finished})"
+        " GROUP BY explain_key, increment"
+    ).collect()
+    if not chunks:
         return 0
-    sums = tables.spark.sql(_select_word_sums(tables, plan, explain_keys, versions, finished))
-    app_id = digest("word_sums", evidence_key(plan), corpus_key(plan.corpus), *fingerprint)
-    # The table's own version, since sums that were deleted on purpose may have to be added a second time:
-    # with a constant version Delta would drop them without a word.
-    tables.append(sums, "word_sums", app_id=app_id, version=versions["word_sums"] + 1)
-    return int(fingerprint["n_chunks"])
+    sums = tables.spark.sql(_select_word_sums(tables, plan, corpus, explain_keys, versions, finished))
+    # In the place of sums that another job has written since: they are of the same chunks, so the same.
+    place = f"evidence_key = {quote_text(evidence_key(plan))} AND corpus_key = {quote_text(corpus.key)}"
+    tables.replace(sums, "word_sums", where=f"{place} AND ({_where_chunks(chunks)})")
+    return sum(len(row["buckets"]) for row in chunks)
 
 
 def rank_keywords(
     tables: Tables,
     plan: Plan,
+    corpus: Staged,
     explain_keys: Sequence[str],
     *,
     keyword_key: str,
-    labelled_key: str | None,
+    labelled: Staged | None,
     test_share_ratio: float | None,
 ) -> None:
     """Write `word_statistics` and `keywords` of one keyword table, each in one commit; nothing if they exist.
 
     Args:
         tables: Reads `word_sums` and `staged` or `explanations`, writes `word_statistics` and `keywords`.
-        plan: Names the corpus, the evidence and the rules.
+        plan: Names the evidence and the rules.
+        corpus: The staged corpus.
         explain_keys: One a split.
         keyword_key: Names the keyword table.
-        labelled_key: `corpus_key` of the labelled documents whose labels count for document frequencies;
-            None: a document counts for each label that a model predicts above `keywords.probability`.
+        labelled: The staged documents whose labels count for document frequencies; None: a document of the
+            corpus counts for each label that a model predicts above `keywords.probability`.
         test_share_ratio: Test documents / training documents of a split; None leaves `score_error` null.
 
     Note:
@@ -125,19 +124,20 @@ def rank_keywords(
     """
     if not _is_empty(tables, keyword_key):
         return
-    statistics = tables.spark.sql(_select_statistics(tables, plan, explain_keys, keyword_key))
-    tables.replace(statistics, "word_statistics", where={"keyword_key": keyword_key})
+    statistics = tables.spark.sql(_select_statistics(tables, plan, corpus, explain_keys, keyword_key))
+    ours = f"keyword_key = {quote_text(keyword_key)}"
+    tables.replace(statistics, "word_statistics", where=ours)
     # An exact threshold: 0.55 * 100 is 55.00000000000001 in floating point.
     n_splits = len(set(explain_keys))
     min_splits = math.ceil(Decimal(str(plan.keywords.theta)) * n_splits)
-    documents = _select_documents(tables, plan, explain_keys, labelled_key)
+    documents = _select_documents(tables, plan, corpus, explain_keys, labelled)
     query = f"""
-        WITH measures AS ({_select_measures(tables, plan, explain_keys, keyword_key, test_share_ratio)}),
+        WITH measures AS ({_select_measures(tables, plan, corpus, explain_keys, keyword_key, test_share_ratio)}),
         candidates AS ({_select_candidates(tables, keyword_key, min_splits)}),
         classes AS ({_select_classes(documents, plan)}),
         frequencies AS ({_select_frequencies(documents, plan)})
         {_select_keywords(plan, keyword_key, n_splits, min_splits)}"""
-    tables.replace(tables.spark.sql(query), "keywords", where={"keyword_key": keyword_key})
+    tables.replace(tables.spark.sql(query), "keywords", where=ours)
 
 
 def compare_lists(
@@ -209,13 +209,31 @@ def _read_version(tables: Tables, table: str) -> int:
     return int(tables.spark.sql(f"DESCRIBE HISTORY {tables.name(table)} LIMIT 1").collect()[0]["version"])
 
 
-def _scope(plan: Plan, explain_keys: Sequence[str]) -> str:
-    return f"corpus_key = {quote_text(corpus_key(plan.corpus))} AND explain_key IN ({quote_list(explain_keys)})"
+def _scope(corpus: Staged, explain_keys: Sequence[str]) -> str:
+    return f"{corpus.where} AND explain_key IN ({quote_list(explain_keys)})"
 
 
-def _select_finished_chunks(tables: Tables, plan: Plan, explain_keys: Sequence[str], versions: dict[str, int]) -> str:
+def _where_chunks(chunks: Sequence[Row]) -> str:
+    """Return the condition that selects chunks given as rows (explain_key, increment, sorted buckets)."""
+    same: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+    for row in chunks:
+        same.setdefault((row["increment"], tuple(row["buckets"])), []).append(row["explain_key"])
+    conditions = []
+    for (increment, buckets), keys in sorted(same.items()):
+        # Runs of buckets, since most often all of an increment's are summed at once.
+        known = set(buckets)
+        starts = [bucket for bucket in buckets if bucket - 1 not in known]
+        ends = [bucket for bucket in buckets if bucket + 1 not in known]
+        runs = " OR ".join(f"bucket BETWEEN {a} AND {b}" for a, b in zip(starts, ends, strict=True))
+        conditions.append(f"increment = {increment} AND explain_key IN ({quote_list(sorted(keys))}) AND ({runs})")
+    return " OR ".join(f"({condition})" for condition in conditions)
+
+
+def _select_finished_chunks(
+    tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], versions: dict[str, int]
+) -> str:
     """Return the chunks (explain_key, increment, bucket, split, n_documents) that are complete but not summed."""
-    scope = _scope(plan, explain_keys)
+    scope = _scope(corpus, explain_keys)
     word_sums, chunks, explanations = (
         f"{tables.name(name)} VERSION AS OF {versions[name]:d}" for name in ("word_sums", "chunks", "explanations")
     )
@@ -230,50 +248,48 @@ def _select_finished_chunks(tables: Tables, plan: Plan, explain_keys: Sequence[s
             SELECT explain_key, increment, bucket, count(*) AS n_present FROM {explanations}
             WHERE {scope} AND label_rank = 0 GROUP BY explain_key, increment, bucket
         ) USING (explain_key, increment, bucket)
-        WHERE coalesce(n_present, 0) >= n_documents"""
+        WHERE coalesce(n_present, 0) = n_documents"""
 
 
-def _is_evidence(plan: Plan) -> str:
-    condition = f"status = 'explained' AND probability > {plan.keywords.probability!r}D"
-    return condition if plan.evidence == "predicted" else f"{condition} AND is_gold"
+def describe_evidence(plan: Plan) -> dict[str, object]:
+    """Return the plan's evidence policy by name, as `runs` keeps it."""
+    rules = plan.keywords
+    return {
+        "policy": plan.evidence,
+        "probability": rules.probability,
+        "top_n": rules.top_n,
+        "word_rule": rules.word_rule,
+    }
 
 
-def _published_word(word: str) -> str:
-    return f"regexp_replace({word}, {quote_text(f'[^{_WORD_OR_SPACE}]')}, '')"
-
-
-def _best_words(plan: Plan) -> str:
-    """Return the array of the words (word, score) among the top N, best first, not yet divided by the norm."""
-    if plan.keywords.word_rule == "unicode":
-        # `words` is stored by descending score: what is below 0 can be left out after the cut, which is cheaper.
-        return (
-            f"transform(slice(words, 1, {plan.keywords.top_n:d}), w -> named_struct('word', w.word, 'score', w.score))"
-        )
-    counts = f"{_NORMALISED.format('w.score')} BETWEEN 0 AND 1 AND w.word RLIKE {quote_text(f'[{_WORD_OR_SPACE}]')}"
-    word = _published_word("w.word")
-    return f"""transform(slice(filter(words, w -> {counts}), 1, {plan.keywords.top_n:d}),
-        w -> named_struct('word', {word}, 'score', w.score))"""
+def _policy_literal(plan: Plan) -> str:
+    rules = plan.keywords
+    return (
+        f"named_struct('policy', {quote_text(plan.evidence)}, 'probability', {rules.probability!r}D,"
+        f" 'top_n', {rules.top_n:d}, 'word_rule', {quote_text(rules.word_rule)})"
+    )
 
 
 def _select_word_sums(
-    tables: Tables, plan: Plan, explain_keys: Sequence[str], versions: dict[str, int], finished: str
+    tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], versions: dict[str, int], finished: str
 ) -> str:
     """Return the rows of `word_sums` for the finished chunks, those without a word included."""
-    keys = f"{quote_text(evidence_key(plan))} AS evidence_key, {quote_text(corpus_key(plan.corpus))} AS corpus_key"
+    keys = f"{quote_text(evidence_key(plan))} AS evidence_key, {quote_text(corpus.key)} AS corpus_key"
+    policy = _policy_literal(plan)
     chunk = "explain_key, increment, bucket"
     # Position 0 holds no word: it counts the row itself as an evidence document. NaN is the largest double in
     # Spark; without the upper bound it would pass for a score >= 0.
     return f"""
         WITH finished AS ({finished}), evidence AS (
-            SELECT {chunk}, split, label, CAST({_DOC_GROUP} AS INT) AS doc_group, token_norm, {_best_words(plan)} AS best
+            SELECT {chunk}, split, label, CAST({_DOC_GROUP} AS INT) AS doc_group, token_norm, {select_best_words(policy)} AS best
             FROM {tables.name("explanations")} VERSION AS OF {versions["explanations"]:d}
             LEFT SEMI JOIN finished USING ({chunk})
-            WHERE {_scope(plan, explain_keys)} AND {_is_evidence(plan)}
+            WHERE {_scope(corpus, explain_keys)} AND {is_evidence(policy)}
         ), occurrences AS (
-            SELECT {chunk}, split, label, doc_group, found.word, {_NORMALISED.format("found.score")} AS score,
+            SELECT {chunk}, split, label, doc_group, found.word, {NORMALISED_SCORE.format("found.score")} AS score,
                 coalesce(array_position(all_words, found.word) = position, true) AS is_first
             FROM (SELECT *, best.word AS all_words FROM evidence) LATERAL VIEW posexplode(
-                concat(array(named_struct('word', CAST(NULL AS STRING), 'score', 0D)), best)) AS position, found
+                concat(array(named_struct('word', CAST(NULL AS STRING), 'start', 0, 'end', 0, 'score', 0D)), best)) AS position, found
             WHERE found.score >= 0 AND found.score < double('Infinity')
         )
         SELECT {keys}, {chunk}, split, label, word, doc_group,
@@ -297,20 +313,22 @@ def _only_labels(plan: Plan) -> str:
     return f"label IN ({quote_list(plan.keywords.labels)})" if plan.keywords.labels else "true"
 
 
-def _from_word_sums(tables: Tables, plan: Plan, explain_keys: Sequence[str]) -> str:
+def _from_word_sums(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str]) -> str:
     return (
         f"{tables.name('word_sums')} WHERE evidence_key = {quote_text(evidence_key(plan))}"
-        f" AND {_scope(plan, explain_keys)} AND word IS NOT NULL AND {_only_labels(plan)}"
+        f" AND {_scope(corpus, explain_keys)} AND word IS NOT NULL AND {_only_labels(plan)}"
     )
 
 
-def _select_statistics(tables: Tables, plan: Plan, explain_keys: Sequence[str], keyword_key: str) -> str:
+def _select_statistics(
+    tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], keyword_key: str
+) -> str:
     return f"""
         SELECT {quote_text(keyword_key)} AS keyword_key, split, label, word, sum(n_documents) AS n_documents,
             sum(n_occurrences) AS n_occurrences, sum(score_sum) AS score_sum,
             sum(score_square_sum) AS score_square_sum,
             CAST(sum(score_sum) AS DOUBLE) / sum(n_occurrences) AS score_mean
-        FROM {_from_word_sums(tables, plan, explain_keys)} GROUP BY split, label, word"""
+        FROM {_from_word_sums(tables, plan, corpus, explain_keys)} GROUP BY split, label, word"""
 
 
 def _sum(array: str, term: str) -> str:
@@ -319,7 +337,12 @@ def _sum(array: str, term: str) -> str:
 
 
 def _select_measures(
-    tables: Tables, plan: Plan, explain_keys: Sequence[str], keyword_key: str, test_share_ratio: float | None
+    tables: Tables,
+    plan: Plan,
+    corpus: Staged,
+    explain_keys: Sequence[str],
+    keyword_key: str,
+    test_share_ratio: float | None,
 ) -> str:
     """Return a row a class and word with the numbers that need no document but the evidence."""
     ratio = "CAST(NULL AS DOUBLE)" if test_share_ratio is None else f"{float(test_share_ratio)!r}D"
@@ -334,7 +357,7 @@ def _select_measures(
             SELECT label, word, sort_array(collect_list(struct(doc_group, n, total))) AS doc_groups
             FROM (
                 SELECT label, word, doc_group, sum(n_occurrences) AS n, CAST(sum(score_sum) AS {_DIFFERENCE}) AS total
-                FROM {_from_word_sums(tables, plan, explain_keys)} GROUP BY label, word, doc_group
+                FROM {_from_word_sums(tables, plan, corpus, explain_keys)} GROUP BY label, word, doc_group
             ) GROUP BY label, word
         ), means AS (
             SELECT *, CAST(score_sum AS DOUBLE) / n_occurrences AS score_mean,
@@ -365,18 +388,20 @@ def _select_candidates(tables: Tables, keyword_key: str, min_splits: int) -> str
             GROUP BY label, word HAVING count(*) >= {min_splits:d})"""
 
 
-def _select_documents(tables: Tables, plan: Plan, explain_keys: Sequence[str], labelled_key: str | None) -> str:
+def _select_documents(
+    tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], labelled: Staged | None
+) -> str:
     """Return (labels, words): a document's classes and words, each once; a document comes once for each class."""
     published = plan.keywords.word_rule == "sacx-2022"
-    if labelled_key is None:
+    if labelled is None:
         words = "words.word"
         if published:
-            words = f"transform(words, w -> {_published_word('w.word')})"
+            words = f"transform(words, w -> {strip_word('w.word')})"
         # A document has a row for each split, and the splits' models may have read different parts of it.
         return f"""
             SELECT array(label) AS labels, array_distinct(flatten(collect_list({words}))) AS words
             FROM {tables.name("explanations")}
-            WHERE {_scope(plan, explain_keys)} AND status = 'explained'
+            WHERE {_scope(corpus, explain_keys)} AND status = 'explained'
                 AND probability > {plan.keywords.probability!r}D
             GROUP BY doc_id, label"""
     known, words = "words", "array_distinct(words)"
@@ -385,7 +410,7 @@ def _select_documents(tables: Tables, plan: Plan, explain_keys: Sequence[str], l
         words = f"array_distinct(regexp_extract_all(lower({known}), {quote_text(_VECTORIZER_WORD)}, 0))"
     return f"""
         SELECT array_distinct(labels) AS labels, {words} AS words FROM {tables.name("staged")}
-        WHERE corpus_key = {quote_text(labelled_key)} AND {known} IS NOT NULL"""
+        WHERE {labelled.where} AND {known} IS NOT NULL"""
 
 
 def _select_classes(documents: str, plan: Plan) -> str:

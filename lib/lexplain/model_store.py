@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import json
 import os
-import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import pyarrow
 from filelock import FileLock
-from pyarrow import fs
 
-from lexplain.errors import ModelError
+from lexplain.errors import ModelError, Problem
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 _READ_BYTES = 4 * 2**20
 
@@ -40,16 +42,22 @@ _CHECKPOINT_FILES = (
     "bpe.codes",
     "*.model",
 )
+# Where a checkpoint lies in a folder: in it, or as MLflow lays it out.
+_PARTS = ("", "model/", "components/tokenizer/")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "bpe.codes", "*.model")
+# These families count positions from the one after the padding token's.
+_POSITIONS_AFTER_PADDING = {
+    "roberta",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "camembert",
+    "roberta-prelayernorm",
+    "longformer",
+}
 _PICKLE_FILES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 # Folders whose digest this process has verified, by (path, digest): hashing gigabytes once is enough.
 _VERIFIED: set[tuple[str, str]] = set()
-
-
-def redact(text: str) -> str:
-    """Return `text` with user names, passwords and tokens of the URIs in it replaced by `***`."""
-    text = re.sub(r"(?<=://)[^/@\s'\"]+@", "***@", text)
-    return re.sub(r"(?i)(?<=[?&])([^=&\s]*(?:password|token|secret|key|sig)[^=&\s]*)=[^&\s'\"]*", r"\1=***", text)
 
 
 def digest_folder(folder: str | Path) -> str:
@@ -127,6 +135,91 @@ def fetch_model(folder: str | Path, digest: str, cache: Path | None = None) -> P
     return target
 
 
+def check_folder(field: str, folder: str, *, max_tokens: int, explained: bool, allow_pickle: bool) -> Iterator[Problem]:
+    """Yield what is wrong with a local model folder, as far as its file names and JSON files tell.
+
+    Loading the model is the proof; this finds in milliseconds, on the driver, what need not wait for it.
+
+    Args:
+        field: The plan's key that names it.
+        folder: An existing local path.
+        max_tokens: Tokens of a window.
+        explained: A ready classifier; False: a model to fine-tune, whose output layer will be replaced.
+        allow_pickle: Whether a ready classifier may have pickled weights.
+    """
+    try:
+        paths = {
+            part + path.name: str(path)
+            for part in _PARTS if Path(folder, part).is_dir()
+            for path in Path(folder, part).iterdir() if path.is_file()
+        }  # fmt: skip
+        files = _flatten(paths, folder)
+        config = json.loads(Path(files["config.json"]).read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+            raise ValueError("it names no model_type")
+    except ModelError:
+        yield Problem(field, folder, "has no config.json", "Every task would have failed while it loads the model",
+                      "Write the folder that save_pretrained wrote")  # fmt: skip
+        return
+    except (OSError, ValueError) as error:
+        yield Problem(field, folder, f"has a config.json that cannot be read ({error})",
+                      "Every task would have failed while it loads the model", "Save the model with save_pretrained")  # fmt: skip
+        return
+    yield from _check_files(field, folder, files, allow_pickle=allow_pickle and explained)
+    if explained:
+        yield from _check_classifier(field, folder, config)
+    positions = _count_positions(config)
+    if positions is not None and max_tokens > positions:
+        yield Problem("text.max_tokens", max_tokens, f"must be at most {positions}, the positions of {field}={folder!r}",
+                      "Every longer text would have failed inside the model", f"Write max_tokens: {positions}")  # fmt: skip
+
+
+def _check_files(field: str, folder: str, files: Mapping[str, str], *, allow_pickle: bool) -> Iterator[Problem]:
+    if not any(fnmatch.fnmatchcase(name, pattern) for name in files for pattern in _TOKENIZER_FILES):
+        yield Problem(field, folder, "has no tokenizer", "No text could have been turned into tokens",
+                      "Save the tokenizer beside the model, with tokenizer.save_pretrained")  # fmt: skip
+    if any(name.endswith(".safetensors") for name in files):
+        return
+    if not any(fnmatch.fnmatchcase(name, pattern) for name in files for pattern in _PICKLE_FILES):
+        yield Problem(field, folder, "has no weights", "Every task would have failed while it loads the model",
+                      "Save the model with save_pretrained, which writes *.safetensors")  # fmt: skip
+    elif not allow_pickle:
+        yield Problem(field, folder, "has pickled weights only",
+                      "Pickled weights can run code of whoever made them, on every executor",
+                      "Save the model anew with save_pretrained, which writes *.safetensors"
+                      + (", or write execution.allow_pickle: true" if field.startswith("models.uris") else ""))  # fmt: skip
+
+
+def _check_classifier(field: str, folder: str, config: Mapping[str, Any]) -> Iterator[Problem]:
+    architectures = config.get("architectures") or []
+    if architectures and not any(str(name).endswith("ForSequenceClassification") for name in architectures):
+        yield Problem(field, folder, f"is no sequence classifier but {', '.join(map(str, architectures))}",
+                      "Its output layer would have been drawn at random, and explained",
+                      "Write a fine-tuned classifier, or models.base to fine-tune this one")  # fmt: skip
+    names = config.get("id2label")
+    if names is None:  # transformers names two classes
+        return
+    numbers = sorted(map(str, names)) if isinstance(names, dict) else []
+    if (
+        not numbers
+        or set(numbers) != set(map(str, range(len(numbers))))
+        or len(set(map(str, names.values()))) != len(names)
+    ):
+        yield Problem(field, folder, "has an id2label in config.json that does not name each class once",
+                      "Two classes would have shared one keyword table, or one have had none",
+                      "Write id2label with different names for 0, 1, ...")  # fmt: skip
+
+
+def _count_positions(config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens the model can take; None where its config does not say."""
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    padding = config.get("pad_token_id", 1)
+    offset = padding + 1 if config["model_type"] in _POSITIONS_AFTER_PADDING and isinstance(padding, int) else 0
+    return positions - offset
+
+
 def _verify(folder: str, digest: str, origin: str | None = None) -> None:
     """Raise unless `folder` has the digest; `origin` is what the message names."""
     if (folder, digest) in _VERIFIED:
@@ -134,7 +227,7 @@ def _verify(folder: str, digest: str, origin: str | None = None) -> None:
     found = digest_folder(folder)
     if found != digest:
         raise ModelError(
-            f"model folder={redact(origin or folder)!r} must have the digest {digest[:12]}, but has {found[:12]}. "
+            f"model folder={(origin or folder)!r} must have the digest {digest[:12]}, but has {found[:12]}. "
             "The files changed since the run recorded them: explanations of two models would have been "
             "stored under one name. Start a new run, which records the new digest, or put the old files back."
         )
@@ -159,6 +252,9 @@ def _copy(source: str, target: Path) -> None:
 
 def _checkpoint(source: str) -> tuple[fs.FileSystem, dict[str, str]]:
     """Return the file system and the checkpoint's files, {name in a flat folder: path}."""
+    import pyarrow  # checking a plan needs none of it
+    from pyarrow import fs
+
     try:
         if "://" in source:
             filesystem, root = fs.FileSystem.from_uri(source)
@@ -167,7 +263,7 @@ def _checkpoint(source: str) -> tuple[fs.FileSystem, dict[str, str]]:
         listing = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
     except (OSError, pyarrow.ArrowException) as error:
         raise ModelError(
-            f"model folder={redact(source)!r} cannot be read: {redact(str(error))}. "
+            f"model folder={source!r} cannot be read: {error}. "
             "Every task would have failed while it loads the model. "
             "Write a path or a storage URI (file://, s3://, gs://, hdfs://, abfss://) that driver and "
             "executors can read."
@@ -186,7 +282,7 @@ def _flatten(names: Mapping[str, str], source: str) -> dict[str, str]:
         parts = ["model/"] if "model/tokenizer_config.json" in names else ["components/tokenizer/", "model/"]
     else:
         raise ModelError(
-            f"model folder={redact(source)!r} must hold a config.json, or an MLflow transformers model. "
+            f"model folder={source!r} must hold a config.json, or an MLflow transformers model. "
             "Without one there is nothing to load. "
             "Write the folder that save_pretrained or `lexplain run` wrote, or a transformers model of MLflow."
         )

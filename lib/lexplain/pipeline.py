@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lexplain.attribution import Attribution, ExplainedModel, Progress, register_explain
 from lexplain.corpus import Staged, check_seen, list_labels, stage
-from lexplain.errors import LimitError, ModelError, PlanError
+from lexplain.errors import LimitError, ModelError, PlanError, redact
 from lexplain.executor import ModelTask
 from lexplain.keys import corpus_key, keyword_key, run_id
-from lexplain.keywords import rank_keywords, sum_words
-from lexplain.model_store import redact
+from lexplain.keywords import describe_evidence, rank_keywords, sum_words
 from lexplain.plan import FindMethod, Plan, Sink, Source
 from lexplain.tables import TABLES, Tables, quote_list, quote_text
 from lexplain.training import find_models, fine_tune_splits, key_of, take_models
@@ -61,12 +60,7 @@ class Run:
     @property
     def corpus(self) -> Staged:
         """The corpus as staged; read and staged when first asked for."""
-        staged = self._stage(self.plan.corpus, "corpus")
-        if self.record["corpus_snapshot"] != staged.version:
-            # Written before anything is explained: a retry must find the input of this start.
-            self.record |= {"corpus_key": staged.key, "corpus_snapshot": staged.version}
-            _write_record(self.tables, self.record)
-        return staged
+        return self._stage(self.plan.corpus, "corpus")
 
     @property
     def training(self) -> Staged | None:
@@ -153,11 +147,10 @@ class Run:
         labelled = self._labelled()
         key = keyword_key(self.plan, keys, self.corpus.version, None if labelled is None else labelled.version)
         self.progress.start("aggregate", 1, "table")
-        sum_words(self.tables, self.plan, keys)
+        sum_words(self.tables, self.plan, self.corpus, keys)
         share = self.plan.models.test_share
         rank_keywords(
-            self.tables, self.plan, keys, keyword_key=key,
-            labelled_key=None if labelled is None else labelled.key,
+            self.tables, self.plan, self.corpus, keys, keyword_key=key, labelled=labelled,
             test_share_ratio=share / (1 - share) if self.plan.models.base is not None else None,
         )  # fmt: skip
         self.progress.advance(1)
@@ -165,6 +158,7 @@ class Run:
             "keyword_key": key,
             "explain_keys": keys,
             "labelled_snapshot": None if labelled is None else labelled.version,
+            "evidence": describe_evidence(self.plan) | {"increments": self.corpus.increments},
         }
         self.progress.finish("keyword table ready")
         return key
@@ -185,13 +179,26 @@ class Run:
             pinned = stage(self.tables, source, name=name, chunk_documents=self.plan.execution.chunk_documents)
             self.progress.advance(1)
             self.progress.finish(f"{pinned.n_documents} documents staged")
+        self._pin(pinned)
         self._staged[key] = pinned
         return pinned
 
+    def _pin(self, staged: Staged) -> None:
+        """Record an input before anything is made of it: a retry must find the input of this start."""
+        sources = {"corpus_snapshot": self.plan.corpus, "training_snapshot": self.plan.training}
+        pins = {
+            column: staged.version
+            for column, source in sources.items()
+            if source is not None and corpus_key(source) == staged.key
+        }
+        if any(self.record[column] != version for column, version in pins.items()):
+            self.record |= pins
+            _write_record(self.tables, self.record)
+
     def _pinned(self, source: Source, name: str) -> Staged | None:
         """Return what an unfinished run has pinned: a retry must see the input of its first start."""
-        version = self.record["corpus_snapshot"] if name == "corpus" else None
-        if version is None or self.record["resumed"] is False:
+        version = self.record[f"{name}_snapshot"]
+        if version is None or not self.record["resumed"]:
             return None
         rows = self.tables.read("increments").where(f"corpus_key = {quote_text(corpus_key(source))}").collect()
         count = int(version.rsplit("/", 1)[1])
@@ -230,12 +237,11 @@ class Run:
             tracker.log_table("keywords", kept.orderBy("label", "rank").toArrow())
 
     def _quality(self) -> dict[str, float]:
-        keys = self.record["explain_keys"] or []
-        if not keys:
+        keys, corpus = self.record["explain_keys"] or [], self._staged.get(self.record["corpus_key"])
+        if not keys or corpus is None:
             return {}
         row = self.tables.read("explanations").where(
-            f"status = 'explained' AND corpus_key = {quote_text(self.record['corpus_key'])}"
-            f" AND explain_key IN ({quote_list(keys)})"
+            f"status = 'explained' AND {corpus.where} AND explain_key IN ({quote_list(keys)})"
         ).selectExpr(
             "avg(CAST(converged AS INT)) AS share_converged",
             "percentile(completeness_gap_relative, 0.5) AS gap_relative_median",
@@ -321,7 +327,7 @@ def _open_record(tables: Tables, plan: Plan, identity: str, mlflow_run_id: str |
     # A finished run looks for new documents; an unfinished one goes on with the input of its first start.
     record["resumed"] = bool(rows) and record["status"] != "finished"
     record |= {
-        "run_id": identity, "name": plan.name, "status": "running", "plan": plan.to_yaml(),
+        "run_id": identity, "name": plan.name, "status": "running", "plan": plan.to_yaml(), "corpus_key": corpus_key(plan.corpus),
         "started_at": record["started_at"] or datetime.now(UTC), "detail": None, "mlflow_run_id": mlflow_run_id, "versions": _versions(),
     }  # fmt: skip
     _write_record(tables, record)
@@ -331,7 +337,7 @@ def _open_record(tables: Tables, plan: Plan, identity: str, mlflow_run_id: str |
 def _write_record(tables: Tables, record: Mapping[str, Any]) -> None:
     values = {name: record[name] for name, _, _ in TABLES["runs"].columns}
     rows = tables.spark.createDataFrame([values], TABLES["runs"].schema)
-    tables.replace(rows, "runs", where={"run_id": str(record["run_id"])})
+    tables.replace(rows, "runs", where=f"run_id = {quote_text(str(record['run_id']))}")
 
 
 def _versions() -> dict[str, str]:

@@ -19,7 +19,8 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import yaml
 
-from lexplain.errors import MethodError, PlanError, Problem
+from lexplain.errors import MethodError, PlanError, Problem, redact
+from lexplain.model_store import check_folder
 from lexplain.settings import (
     Reading,
     overlay,
@@ -44,6 +45,9 @@ _SUFFIXES: dict[str, Format] = {
     ".csv": "csv",
     ".tsv": "tsv",
 }
+LEARNING_RATES = {"full": 5e-5, "head": 1e-3}
+"""Peak learning rate where none is written. A head starts from nothing, and no pretrained weight can be harmed."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _SCHEMA = re.compile(r"[A-Za-z_]\w{0,127}(\.[A-Za-z_]\w{0,127}){0,1}")
 _TABLE = re.compile(r"[A-Za-z_]\w{0,127}(\.[A-Za-z_]\w{0,127}){0,2}")
@@ -97,8 +101,8 @@ class Source:
 
     @property
     def origin(self) -> str:
-        """The table's name or the path, for messages."""
-        return self.table or self.path or "?"
+        """The table's name or the path, secrets masked, for messages and tables."""
+        return redact(self.table or self.path or "?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,7 +352,14 @@ def _apply_preset(document: Mapping[str, Any]) -> Mapping[str, Any]:
     preset = document.get("preset", "default")
     if not isinstance(preset, str) or preset not in _PRESETS:
         return document  # reported by the reader, as any wrong choice is
-    return overlay(_PRESETS[preset], document)
+    below = _PRESETS[preset]
+    method = document.get("method")
+    name = method.get("id") if isinstance(method, Mapping) else None
+    if isinstance(name, str) and name.partition(".")[0] != MethodChoice().id:
+        below = {
+            section: values for section, values in below.items() if section != "method"
+        }  # another method's options
+    return overlay(below, document)
 
 
 # --- rules across keys ----------------------------------------------------------------------------------------
@@ -470,16 +481,20 @@ def _check_sink(plan: Plan, sure: Sure) -> Iterator[Problem]:
 
 
 def _check_files(plan: Plan) -> Iterator[Problem]:
-    """Check that local files are there; a schema's plan may be written on another machine than it runs on."""
+    """Check that local files are there, and models what they must be; a schema's plan may be written on another machine than it runs on."""
     if plan.sink.path is None:
         return
     sources = [("corpus.path", plan.corpus.path), ("training.path", plan.training.path if plan.training else None)]
     models = [("models.base", plan.models.base)]
     models += [(f"models.uris[{number}]", uri) for number, uri in enumerate(plan.models.uris)]
     for where, path in sources + models:
-        if path is None or not _is_local(path) or os.path.exists(path):
+        if path is None or not _is_local(path):
             continue
-        if (where, path) in models or not glob.glob(path):  # Spark expands patterns, model folders have none
+        if os.path.exists(path):
+            if (where, path) in models:
+                yield from check_folder(where, path, max_tokens=plan.text.max_tokens, explained=where != "models.base",
+                                        allow_pickle=plan.execution.allow_pickle)  # fmt: skip
+        elif (where, path) in models or not glob.glob(path):  # Spark expands patterns, model folders have none
             yield Problem(where, path, "is not there", "The job would have failed after Spark had started",
                           "Write a path that exists; relative ones count from the plan's folder")  # fmt: skip
 

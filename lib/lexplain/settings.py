@@ -20,16 +20,13 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
-from lexplain.errors import PlanError, Problem
+from lexplain.errors import PlanError, Problem, redact
 
 Section = TypeVar("Section")
 
 # Settings are carried to SQL, Java and C, where a larger whole number would overflow.
 _LARGEST_INT = 2**31 - 1
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
-# In a URI: what stands before the host (on Azure storage that is a container), and parameters that carry a secret.
-_USER_INFO = re.compile(r"(?<!abfs)(?<!abfss)(?<!wasb)(?<!wasbs)://[^/\s]*@")
-_SECRET_PARAMETER = re.compile(r"(?i)([?&;][^=&;\s]*(?:token|secret|password|pwd|key|sig|signature)=)[^&;\s]+")
 # A NUL ends every path in C; half of a surrogate pair cannot be written to any file or table.
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
 
@@ -395,7 +392,7 @@ def _mask(value: Any) -> Any:
     if isinstance(value, list):
         return [_mask(part) for part in value]
     if isinstance(value, str):
-        return _SECRET_PARAMETER.sub(r"\1***", _USER_INFO.sub("://***@", value))
+        return redact(value)
     return value
 
 

@@ -1,5 +1,8 @@
 """Every Delta table of lexplain: columns, comments, constraints, views, and the two ways to write.
 
+Both are safe for jobs that write at once: `replace` puts rows in the place of those that they supersede, so that
+rows written twice are there once, and `add_first` lets the first of several writers win.
+
 Tables live in a schema of a catalog (a platform), or under one folder with no metastore at all; then each
 session registers them by location, and `catalog.sql` beside them does the same for any other client.
 Driver only.
@@ -8,7 +11,9 @@ Driver only.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,21 +22,26 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from lexplain.errors import TableError
+from lexplain.evidence import NORMALISED_SCORE, is_evidence, select_best_words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
     from lexplain.plan import Sink
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+# Another job's commit to the same table makes Delta refuse ours, whichever rows it is about.
+_COMMIT_ATTEMPTS = 10
 
 # DECIMAL keeps sums independent of the order in which they are added up, to the last digit.
 SCORE = "DECIMAL(24,18)"
 SCORE_SUM = "DECIMAL(38,18)"
 
 WORDS = "ARRAY<STRUCT<word: STRING, start: INT, end: INT, score: DOUBLE>>"
+EVIDENCE = "STRUCT<policy: STRING, probability: DOUBLE, top_n: INT, word_rule: STRING, increments: INT>"
 SPANS = "ARRAY<STRUCT<start: INT, end: INT, words: ARRAY<STRING>, score: DOUBLE>>"
 
 
@@ -95,9 +105,14 @@ TABLES: dict[str, Table] = {
             (
                 ("corpus_key", "STRING", "source, filter, sample and column mapping"),
                 ("increment", "INT", "0 is the first reading of the source; documents appended later follow"),
+                ("snapshot", "STRING", "version of the source that was read; one an increment"),
                 ("bucket", "INT", "chunk of the increment; equal texts share one"),
                 ("doc_id", "STRING", "the user's id, or one made from the text"),
-                ("text", "BINARY", "the document as it was found; bytes, since they may be invalid UTF-8"),
+                (
+                    "text",
+                    "BINARY",
+                    "the document as it was found; bytes, since they may be invalid UTF-8; with a defect the row",
+                ),
                 ("text_digest", "STRING", "SHA-256 of the bytes, hexadecimal"),
                 ("labels", "ARRAY<STRING>", "gold labels; null where the source has none"),
                 (
@@ -106,6 +121,11 @@ TABLES: dict[str, Table] = {
                     "splits whose model has seen the document; null where the source does not say",
                 ),
                 ("words", "ARRAY<STRING>", "distinct word keys of a labelled document, for document frequencies"),
+                (
+                    "defect",
+                    "STRING",
+                    "why the row is no document: malformed_row, invalid_utf8, lone_surrogate; null where it is one",
+                ),
             ),
             {"bucket_from_0": "bucket >= 0"},
             partition=("corpus_key", "increment", "bucket"),
@@ -264,9 +284,11 @@ TABLES: dict[str, Table] = {
                 ("plan", "STRING", "the plan as YAML, defaults written out"),
                 ("corpus_key", "STRING", "source of the corpus"),
                 ("corpus_snapshot", "STRING", "version of it that the run reads, pinned at its first start"),
+                ("training_snapshot", "STRING", "version of the training documents, pinned likewise"),
                 ("labelled_snapshot", "STRING", "version of the labelled documents"),
                 ("explain_keys", "ARRAY<STRING>", "by split"),
                 ("keyword_key", "STRING", "the run's keyword table"),
+                ("evidence", EVIDENCE, "which scores it was made of: policy, thresholds, increments of the corpus"),
                 ("mlflow_run_id", "STRING", "parent run in MLflow"),
                 ("documents_by_status", "MAP<STRING, BIGINT>", "(model, document) pairs"),
                 ("documents_per_second", "DOUBLE", "explained (model, document) pairs, attribution only"),
@@ -279,7 +301,12 @@ TABLES: dict[str, Table] = {
     )
 }
 
-# {name} stands for a table's own, quoted name.
+_EVIDENCE_SQL = {
+    "is_evidence": is_evidence("evidence"),
+    "best_words": select_best_words("evidence"),
+    "score_normalised": NORMALISED_SCORE.format("e.score"),
+}
+# {name} stands for a table's own, quoted name, or for an entry of _EVIDENCE_SQL.
 VIEWS: dict[str, tuple[str, str]] = {
     "runs_current": (
         "the latest finished run of each plan name",
@@ -297,14 +324,16 @@ VIEWS: dict[str, tuple[str, str]] = {
         " JOIN {runs_current} r ON k.keyword_key = r.keyword_key WHERE NOT k.kept",
     ),
     "keyword_evidence": (
-        "for each keyword the documents and character spans that speak for it",
+        "for each keyword the occurrences that its score is the mean of: documents and character spans",
         "SELECT e.name, e.label, e.word, e.split, e.doc_id, e.start, e.`end`, e.score,"
-        " try_divide(e.score, e.token_norm) AS score_normalised, e.probability, e.is_gold, e.text_digest, e.accuracy"
-        " FROM (SELECT x.* EXCEPT (words), r.name, r.keyword_key, inline(x.words) AS (word, start, `end`, score)"
-        " FROM {explanations} x JOIN {runs_current} r"
-        " ON array_contains(r.explain_keys, x.explain_key) AND x.corpus_key = r.corpus_key) e"
+        " {score_normalised} AS score_normalised, e.probability, e.is_gold, e.text_digest, e.accuracy"
+        " FROM (SELECT * EXCEPT (words), inline({best_words}) AS (word, start, `end`, score)"
+        " FROM {explanations} x"
+        " JOIN (SELECT name, keyword_key, explain_keys, corpus_key AS run_corpus_key, evidence FROM {runs_current}) r"
+        " ON array_contains(explain_keys, explain_key) AND corpus_key = run_corpus_key"
+        " AND increment < evidence.increments WHERE {is_evidence}) e"
         " JOIN {keywords} k ON k.keyword_key = e.keyword_key AND k.label = e.label AND k.word = e.word AND k.kept"
-        " WHERE e.score >= 0",
+        " WHERE e.score >= 0 AND e.score < double('Infinity')",
     ),
 }
 
@@ -419,7 +448,7 @@ class Tables:
         """Return the statements that let people write plain names: views, temporary ones over a folder's tables."""
         kind = "VIEW" if self.folder is None else "TEMPORARY VIEW"
         names = {name: self.name(name) for name in [*TABLES, *VIEWS]}
-        queries = {name: query.format(**names) for name, (_, query) in VIEWS.items()}
+        queries = {name: query.format(**names, **_EVIDENCE_SQL) for name, (_, query) in VIEWS.items()}
         if self.folder is not None:
             queries = {name: f"SELECT * FROM {self.name(name)}" for name in TABLES} | queries
         place = (
@@ -437,30 +466,64 @@ class Tables:
         """Return a table as a DataFrame."""
         return self.spark.table(self.name(table))
 
-    def append(self, rows: DataFrame, table: str, *, app_id: str, version: int = 1) -> None:
-        """Append rows in one commit, once: Delta drops a second commit with the same app id and version.
+    def replace(self, rows: DataFrame, table: str, *, where: str) -> None:
+        """Put `rows` in the place of the rows that the SQL condition `where` selects, in one commit.
 
-        Never give one app id and version to different rows: the second ones would be lost without a word.
+        Written a second time, by a retry or by another job, the same rows are there once. `rows` is computed anew
+        for each attempt: persist what is dear. Files whose statistics rule `where` out are not opened.
+
+        Raises:
+            TableError: Other jobs' commits came in between time and again.
         """
-        writer = rows.select(*self._columns(table)).write.format("delta").mode("append")
-        self._save(writer.option("txnAppId", app_id).option("txnVersion", version), table)
-
-    def replace(self, rows: DataFrame, table: str, *, where: Mapping[str, str]) -> None:
-        """Replace in one commit the rows whose columns equal `where` with `rows`."""
-        condition = " AND ".join(f"{quote_identifier(name)} = {quote_text(value)}" for name, value in where.items())
         writer = rows.select(*self._columns(table)).write.format("delta").mode("overwrite")
-        self._save(writer.option("replaceWhere", condition), table)
+        writer = writer.option("replaceWhere", where).option("userMetadata", json.dumps(self._metadata))
+        if self.folder is not None:
+            path = str(self.folder / table)
+            self._commit(lambda: writer.save(path), table)
+        else:
+            self._commit(lambda: writer.saveAsTable(self.name(table)), table)
+
+    def add_first(self, rows: DataFrame, table: str, *, unless: str) -> None:
+        """Add `rows` in one commit, unless the table, called `present` in the SQL condition `unless`, has such a row.
+
+        Of several jobs that do so at once, the first one's rows stay; read them to see whose they are. Delta keeps
+        the rows on the executors until they are committed.
+
+        Raises:
+            TableError: Other jobs' commits came in between time and again.
+        """
+        signature = "spark.databricks.delta.commitInfo.userMetadata"  # a MERGE takes no option of a writer
+        self.spark.conf.set(signature, json.dumps(self._metadata))
+        target, condition = (text.replace("{", "{{").replace("}", "}}") for text in (self.name(table), unless))
+        merge = f"MERGE INTO {target} AS present USING {{rows}} ON {condition} WHEN NOT MATCHED THEN INSERT *"
+        try:
+            self._commit(lambda: self.spark.sql(merge, rows=rows.select(*self._columns(table))), table)
+        finally:
+            self.spark.conf.unset(signature)
 
     def _columns(self, table: str) -> list[str]:
         return [quote_identifier(name) for name, _, _ in TABLES[table].columns]
 
-    def _save(self, writer: DataFrameWriter, table: str) -> None:
-        self.commits += 1
-        writer = writer.option("userMetadata", json.dumps(self._metadata))
-        if self.folder is not None:
-            writer.save(str(self.folder / table))
-        else:
-            writer.saveAsTable(self.name(table))
+    def _commit(self, write: Callable[[], object], table: str) -> None:
+        # Imported before the call: it is the import that makes PySpark raise these classes. In Python they have no
+        # ancestor in common, unlike in Java.
+        from delta import exceptions
+
+        refusals = tuple(getattr(exceptions, name) for name in exceptions.__all__)
+        for attempt in range(1, _COMMIT_ATTEMPTS + 1):
+            try:
+                write()
+            except refusals as error:
+                if attempt == _COMMIT_ATTEMPTS:
+                    raise TableError(
+                        f"table {table}: other jobs' commits came in between {attempt} times. Its rows would have "
+                        "mixed with theirs. Run the same command again when fewer jobs write to this sink."
+                    ) from error
+                # At random: jobs that met once must not meet again in step.
+                time.sleep(random.SystemRandom().uniform(0.0, 0.5 * attempt))
+            else:
+                self.commits += 1
+                return
 
     def versions(self) -> dict[str, int]:
         """Return the current Delta version of each table."""
@@ -483,7 +546,6 @@ def _hold(folder: Path | None, wait_seconds: float) -> Iterator[None]:
         return
     import os
     import socket
-    import time
 
     folder.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(folder / ".writer.lock"), folder / ".writer"

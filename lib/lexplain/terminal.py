@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -24,6 +25,8 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from lexplain.errors import redact
 
 # Both spell words, in Persian as in Hindi; every other unseen character is kept from the terminal.
 _JOINERS = "\u200c\u200d"
@@ -141,8 +144,8 @@ def format_seconds(seconds: float) -> str:
 
 def print_error(console: Console, error: BaseException, log_file: Path) -> None:
     """Say what went wrong; where it went wrong is in the log."""
-    logging.getLogger("lexplain").error("".join(traceback.format_exception(error)))
-    said = "\n".join(_clean(line) for line in _summarise(error).splitlines())
+    logging.getLogger("lexplain").error(redact("".join(traceback.format_exception(error))))
+    said = "\n".join(_clean(line) for line in redact(_summarise(error)).splitlines())
     console.print(Text.assemble(("✗", "red"), f" {said}\n", (f"details: {_clean(str(log_file))}", "dim")))
 
 
@@ -177,8 +180,20 @@ def format_cell(cell: object) -> str:
     """Return a cell as text on one line: control characters of the corpus never reach the terminal."""
     if cell is None:
         return "null"
-    text = f"{cell:.4g}" if isinstance(cell, float) else str(cell)
-    return _clean(text)
+    if isinstance(cell, float):
+        return f"{cell:.4g}"
+    if isinstance(cell, tuple | list | dict):
+        return _clean(json.dumps(_nest(cell), ensure_ascii=False, default=str))
+    return _clean(str(cell))
+
+
+def _nest(cell: object) -> object:
+    """Return a nested cell as JSON types; a row of Spark has names for its fields."""
+    if hasattr(cell, "asDict"):
+        cell = cell.asDict()
+    if isinstance(cell, dict):
+        return {str(name): _nest(value) for name, value in cell.items()}
+    return [_nest(value) for value in cell] if isinstance(cell, tuple | list) else cell
 
 
 def _clean(text: str) -> str:

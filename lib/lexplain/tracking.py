@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 from pyarrow import csv
 
-from lexplain.errors import ModelError, SessionError
-from lexplain.model_store import digest_folder, redact
+from lexplain.errors import ModelError, SessionError, redact
+from lexplain.model_store import digest_folder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -73,13 +73,13 @@ def locate_model(uri: str, tracking_uri: str | None) -> ModelLocation:
     if uri.startswith(("models:/", "runs:/")):
         if tracking_uri is None:
             raise ModelError(
-                f"model={redact(uri)!r} is an address of MLflow, and mlflow is off. There would be nobody to ask where it "
+                f"model={uri!r} is an address of MLflow, and mlflow is off. There would be nobody to ask where it "
                 "lies. Write mlflow.enabled: true, or the path of the folder."
             )
         folder = _storage_uri(_open_client(tracking_uri), uri)
     if folder.startswith("mlflow-artifacts:"):
         raise ModelError(
-            f"model={redact(uri)!r} lies behind MLflow's artifact proxy, which executors cannot read. Every task would have "
+            f"model={uri!r} lies behind MLflow's artifact proxy, which executors cannot read. Every task would have "
             "failed while it loads the model. Start the server with --no-serve-artifacts and a "
             "--default-artifact-root that all nodes read, or write the path of a copy on shared storage."
         )
@@ -138,7 +138,7 @@ class RunTracker:
             return cls(client, client.create_run(experiment_id, tags={_RUN_ID: run_id}, run_name=name))
         except MlflowException as error:
             raise SessionError(
-                f"mlflow.tracking_uri={redact(tracking_uri)!r} did not open the experiment {experiment!r}: "
+                f"mlflow.tracking_uri={tracking_uri!r} did not open the experiment {experiment!r}: "
                 f"{_first_line(error)}. The run would have left no record. Write the URI of a server that answers, "
                 "restore the experiment if it was deleted, or write mlflow.enabled: false."
             ) from None  # its message may hold the secrets of the URI
@@ -300,7 +300,7 @@ def _open_client(tracking_uri: str) -> MlflowClient:
         return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     except MlflowException as error:
         raise SessionError(
-            f"mlflow.tracking_uri={redact(tracking_uri)!r} cannot be opened: {_first_line(error)}. The run would have "
+            f"mlflow.tracking_uri={tracking_uri!r} cannot be opened: {_first_line(error)}. The run would have "
             "left no record. Write sqlite:///PATH, the URI of a server, or mlflow.enabled: false."
         ) from None  # its message may hold the secrets of the URI
 
@@ -342,7 +342,7 @@ def _storage_uri(client: MlflowClient, uri: str) -> str:
     except (MlflowException, TypeError) as error:
         reason = _first_line(error)
     raise ModelError(
-        f"model={redact(uri)!r} cannot be found in MLflow: {reason}. There would be nothing to explain. "
+        f"model={uri!r} cannot be found in MLflow: {reason}. There would be nothing to explain. "
         "Write models:/NAME/VERSION, models:/NAME@ALIAS or runs:/RUN/PATH of a model that is there, or a folder."
     )
 
@@ -395,4 +395,4 @@ def _valid_key(name: str) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return redact(str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__)
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

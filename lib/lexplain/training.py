@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from lexplain.attribution import ExplainedModel, Progress, task_device
 from lexplain.corpus import Staged, list_labelled
-from lexplain.errors import CorpusError, ModelError
+from lexplain.errors import CorpusError, ModelError, redact
 from lexplain.executor import decode_document
 from lexplain.keys import digest, explain_key, model_key
-from lexplain.model_store import digest_folder, fetch_model, redact
+from lexplain.model_store import digest_folder, fetch_model
 from lexplain.plan import FindMethod, Plan
 from lexplain.session import count_slots, is_local
 from lexplain.splits import Split, draw_split
@@ -267,7 +267,7 @@ def _commit_model(
         "seconds": row["seconds"], "mlflow_uri": None if uri == folder else uri,
     }  # fmt: skip
     rows = tables.spark.createDataFrame([values], TABLES["models"].schema)
-    tables.append(rows, "models", app_id=f"model/{key}")
+    tables.replace(rows, "models", where=f"model_key = {quote_text(key)}")
 
 
 def take_models(
@@ -298,7 +298,8 @@ def take_models(
         row |= {"model_key": key, "split": split, "uri": redact(location.uri), "folder": location.folder,
                 "digest": location.digest, "labels": names}  # fmt: skip
         if not tables.read("models").where(f"model_key = {quote_text(key)}").head(1):
-            tables.append(tables.spark.createDataFrame([row], TABLES["models"].schema), "models", app_id=f"model/{key}")
+            rows = tables.spark.createDataFrame([row], TABLES["models"].schema)
+            tables.replace(rows, "models", where=f"model_key = {quote_text(key)}")
         explained = key_of(plan, find_method, row)
         models.append(ExplainedModel(split, explained, location.folder, location.digest, None))
     return models

@@ -40,7 +40,10 @@ def explainer(classifier: Classifier, *, method: Any = None, **changes: Any) -> 
     settings = {"max_tokens": 40, "overlap": 6, "max_windows": None, "merge": "sum", "budget_tokens": 600}
     names = [name for name in changes if name in settings]
     settings |= {name: changes.pop(name) for name in names}
-    return Explainer(classifier, method or find_method("integrated_gradients"), {"nodes": 9} | changes, **settings)
+    prepared = changes.pop("prepared", None)
+    options = changes if changes.get("rule") == "adaptive" else {"rule": "midpoint", "nodes": 9} | changes
+    method = method or find_method("integrated_gradients")
+    return Explainer(classifier, method, options, **settings, prepared=prepared)
 
 
 def explanations(outcome: Outcome) -> list[Explanation]:

@@ -44,7 +44,7 @@ STAGED = pa.schema(
     [
         ("corpus_key", pa.string()), ("increment", pa.int32()), ("bucket", pa.int32()), ("doc_id", pa.string()),
         ("text", pa.binary()), ("text_digest", pa.string()), ("labels", pa.list_(pa.string())),
-        ("splits", pa.list_(pa.int32())),
+        ("defect", pa.string()), ("splits", pa.list_(pa.int32())),
     ]
 )  # fmt: skip
 
@@ -273,7 +273,9 @@ def test_label_ranks_of_a_multi_label_model(shelf: Shelf, models: ModelCache):
     folder = shelf.folder("bert", problem_type="multi_label_classification", seed=1)
     words = " ".join(TEXTS[:3]).replace("& ", "").split()
     texts = [" ".join(words[start : start + length]) for length in (1, 2, 3) for start in range(len(words) - length)]
-    rows = explain([stage(texts, labels=["politics"])], make_task(model_task(folder), options={"nodes": 2}))
+    rows = explain(
+        [stage(texts, labels=["politics"])], make_task(model_task(folder), options={"rule": "midpoint", "nodes": 2})
+    )
     by_document: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_document.setdefault(row["doc_id"], []).append(row)
@@ -308,7 +310,7 @@ def test_batches_do_not_matter(shelf: Shelf, models: ModelCache, family: str):
     generator = np.random.default_rng(0)
     texts = [" ".join(generator.choice(words, size=generator.integers(1, 8))) for _ in range(count)]
     whole = stage(texts)
-    task = make_task(model_task(shelf.folder(family)), options={"nodes": 2})
+    task = make_task(model_task(shelf.folder(family)), options={"rule": "midpoint", "nodes": 2})
     one = explain([whole], task)
     assert len(one) == count
     for size in (1, 7, 100, LOOK_AHEAD_DOCUMENTS):

@@ -425,6 +425,9 @@ def test_the_registry_knows_that_scores_are_a_mask() -> None:
     )
     assert not find_method("integrated_gradients").mask
     assert found.complete_options({})["steps"] == 900
+    assert found.check({"comprehensiveness": 0}) == found.check({"sufficiency": 0.0}) == []
+    (problem,) = found.check({"comprehensiveness": 0, "sufficiency": 0.0})
+    assert str(problem).startswith("method.comprehensiveness=0 must be above 0 where sufficiency is 0")
     assert [problem.field for problem in found.check({"steps": 0, "kernel": "box", "forced": 0.6})] == [
         "method.steps", "method.kernel", "method.forced",
     ]  # fmt: skip

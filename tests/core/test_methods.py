@@ -206,7 +206,7 @@ def test_a_method_is_found_by_name_and_by_id() -> None:
     assert find_method("integrated_gradients.v1") is found is METHODS["integrated_gradients.v1"]
     assert found.function is integrated_gradients
     assert (found.complete, found.signed, found.stochastic) == (True, True, False)
-    assert list(found.options) == ["rule", "nodes", "baseline"]
+    assert list(found.options) == ["rule", "nodes", "baseline", "tolerance", "max_nodes", "unconverged"]
 
 
 @pytest.mark.usefixtures("scratch_registry")
@@ -254,9 +254,14 @@ def test_options_that_are_right_give_no_problem() -> None:
         ({"nodes": 10.0}, "method.nodes=10.0 must be a whole number"),
         ({"nodes": True}, "method.nodes=True must be a whole number"),
         ({"nodes": "50"}, "method.nodes='50' must be a whole number"),
-        ({"rule": "simpson"}, "method.rule='simpson' must be one of midpoint, trapezoid, gauss_legendre"),
+        (
+            {"rule": "simpson"},
+            "method.rule='simpson' must be one of adaptive, calibrated, midpoint, trapezoid, gauss_legendre",
+        ),
         ({"baseline": 3}, "method.baseline=3 must be text"),
         ({"node": 10}, "method.node=10 is no option of integrated_gradients.v1"),
+        ({"nodes": 10}, "method.nodes=10 is not read by rule: adaptive"),
+        ({"rule": "midpoint", "tolerance": 0.1}, "method.tolerance=0.1 is not read by rule: midpoint"),
     ],
 )
 def test_options_that_are_wrong_are_told(options: dict[str, object], message: str) -> None:
@@ -286,10 +291,14 @@ def test_option_types() -> None:
 @pytest.mark.usefixtures("scratch_registry")
 def test_completed_options_hold_every_default_and_one_type_a_value() -> None:
     """1 and 1.0 are one option value, so they must give one key."""
-    assert find_method("integrated_gradients").complete_options({"nodes": 9}) == {
-        "rule": "midpoint",
+    found = find_method("integrated_gradients").complete_options({"nodes": 9, "tolerance": 0.1})
+    assert found == {
+        "rule": "adaptive",
         "nodes": 9,
         "baseline": "mask",
+        "tolerance": 0.1,
+        "max_nodes": 64,
+        "unconverged": "keep",
     }
     completed = register(1).complete_options({"share": 1, "limit": 1})
     assert [(name, type(value)) for name, value in completed.items()] == [

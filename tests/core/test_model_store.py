@@ -11,8 +11,8 @@ import pytest
 from core.models import save_classifier
 from lexplain import model_store
 from lexplain.classifier import Classifier
-from lexplain.errors import ModelError
-from lexplain.model_store import digest_folder, fetch_model, redact
+from lexplain.errors import CorpusError, ModelError, redact
+from lexplain.model_store import digest_folder, fetch_model
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,13 @@ def test_what_cannot_be_read(tmp_path: Path, source: str, message: str) -> None:
         ("postgresql://h/db?user=me&password=pw&x=1", "postgresql://h/db?user=me&password=***&x=1"),
         ("https://h/p?sv=1&sig=abc", "https://h/p?sv=1&sig=***"),
         ("models:/name@alias", "models:/name@alias"),
+        ("abfss://container@account/x", "abfss://container@account/x"),
+        (
+            "'https://b/x?X-Amz-Credential=me&X-Amz-Signature=abc': no",
+            "'https://b/x?X-Amz-Credential=***&X-Amz-Signature=***': no",
+        ),
     ],
 )
 def test_redact(text: str, redacted: str) -> None:
     assert redact(text) == redacted
+    assert str(CorpusError(text)) == redacted

@@ -229,7 +229,7 @@ def test_ranges_are_written_out_to_the_last_digit():
         ("method__options", [5], "must be a mapping of options"),
         ("method__options", {"no way": 5}, "must be a mapping of options"),
         ("method__id", "lime", "is no known method"),
-        ("method__options", {"nodes": "many"}, "must be a whole number"),
+        ("method__options", {"nodes": "many"}, "must be a whole number or null"),
         ("sink__path", "a\0b", "must hold neither NUL nor half of a surrogate pair"),
         ("sink__path", "a\ud800b", "must hold neither NUL nor half of a surrogate pair"),
     ],
@@ -442,12 +442,28 @@ def test_delta_folder_is_found_by_its_log(tmp_path: Path):
 # --- paths ------------------------------------------------------------------------------------------------------
 
 
+CONFIG = {
+    "model_type": "bert", "architectures": ["BertForSequenceClassification"], "id2label": {"0": "a", "1": "b"},
+    "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+def make_model(folder: Path, *files: str, **config: Any) -> Path:
+    """A model as far as names and JSON tell: its config with some keys changed, and files of a byte."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG | config))
+    for name in files or ("tokenizer.json", "model.safetensors"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A plan's folder with a corpus and two models."""
     (tmp_path / "sub").mkdir()
     for name in ("model", "model[2]"):
-        (tmp_path / name).mkdir()
+        make_model(tmp_path / name)
     (tmp_path / "sub" / "corpus.csv").write_text("text\n")
     (tmp_path / "plan.yaml").write_text(
         "name: a\ncorpus: {path: sub/corpus.csv}\nmodels: {uris: [./model, 'model[2]'], corpus: unseen}\nsink: {path: ../tables}\n"
@@ -474,6 +490,71 @@ def test_missing_files_are_named_before_spark(folder: Path):
     first, second = raised.value.problems
     assert (first.field, first.value) == ("corpus.path", str(folder / "sub/corpora.csv"))
     assert (second.field, second.value) == ("models.uris[0]", str(Path.home() / "no/such/model"))
+
+
+MODELS: list[tuple[tuple[str, ...], dict[str, Any], list[tuple[str, str]]]] = [
+    ((), {}, []),
+    (("vocab.txt", "model-00001-of-00002.safetensors"), {"architectures": None}, []),
+    ((), {"id2label": None}, []),
+    (("model.safetensors",), {}, [("models.uris[0]", "no tokenizer")]),
+    (("tokenizer.json",), {}, [("models.uris[0]", "no weights")]),
+    (("tokenizer.json", "pytorch_model.bin"), {}, [("models.uris[0]", "pickled weights only")]),
+    ((), {"architectures": ["BertForMaskedLM"]}, [("models.uris[0]", "no sequence classifier but BertForMaskedLM")]),
+    ((), {"model_type": None}, [("models.uris[0]", "cannot be read")]),
+    ((), {"id2label": {"0": "a", "1": "a"}}, [("models.uris[0]", "each class once")]),
+    ((), {"id2label": {"0": "a", "2": "b"}}, [("models.uris[0]", "each class once")]),
+    ((), {"id2label": ["a", "b"]}, [("models.uris[0]", "each class once")]),
+    ((), {"id2label": {"0": ["a"], "1": "b"}}, []),
+    ((), {"max_position_embeddings": 128}, [("text.max_tokens", "at most 128")]),
+    ((), {"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, []),
+    ((), {"model_type": "roberta", "max_position_embeddings": 512}, [("text.max_tokens", "at most 510")]),
+    (("model.safetensors",), {"architectures": ["BertModel"], "max_position_embeddings": 64},
+     [("models.uris[0]", "no tokenizer"), ("models.uris[0]", "no sequence classifier"), ("text.max_tokens", "at most 64")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "config", "expected"), MODELS)
+def test_models_are_judged_with_the_plan(
+    tmp_path: Path, files: tuple[str, ...], config: dict[str, Any], expected: list[tuple[str, str]]
+):
+    make_model(tmp_path / "model", *files, **config)
+    text = READY.replace('"models:/a/1", "models:/b/1"', "./model")
+    assert "./model" in text
+    try:
+        Plan.parse(text, find_method, folder=tmp_path)
+        found = []
+    except PlanError as error:
+        found = list(error.problems)
+    assert len(found) == len(expected)
+    for problem, (field, rule) in zip(found, expected, strict=True):
+        assert problem.field == field
+        assert rule in problem.rule
+
+
+def test_a_base_model_needs_no_classifier_but_safetensors(tmp_path: Path):
+    make_model(tmp_path / "encoder", architectures=["BertModel"], id2label=None)
+    make_model(
+        tmp_path / "mlflow", "model/config.json", "model/model.safetensors", "components/tokenizer/tokenizer.json"
+    )
+    (tmp_path / "mlflow" / "model" / "config.json").write_text((tmp_path / "mlflow" / "config.json").read_text())
+    (tmp_path / "mlflow" / "config.json").unlink()
+    make_model(tmp_path / "pickle", "tokenizer.json", "pytorch_model.bin")
+    for name in ("encoder", "mlflow"):
+        assert Plan.parse(FINE_TUNED.replace("models:/base/1", f"./{name}"), find_method, folder=tmp_path)
+    for allow in ("", "execution: {allow_pickle: true}\n"):
+        with pytest.raises(PlanError, match=r"1 problem.*\n.*models.base=.* has pickled weights only"):
+            Plan.parse(FINE_TUNED.replace("models:/base/1", "./pickle") + allow, find_method, folder=tmp_path)
+
+
+def test_a_file_is_no_model(tmp_path: Path):
+    (tmp_path / "base").write_text("x")
+    with pytest.raises(PlanError, match=r"has no config\.json"):
+        Plan.parse(FINE_TUNED.replace("models:/base/1", "./base"), find_method, folder=tmp_path)
+
+
+def test_secrets_of_a_source_stay_in_the_plan():
+    source = Source(path="s3://me:hidden@bucket/x.csv?X-Amz-Signature=hidden")
+    assert source.origin == "s3://***@bucket/x.csv?X-Amz-Signature=***"
 
 
 @pytest.mark.parametrize("path", ["~nobody-of-that-name/a.csv", "x" * 5000 + ".csv", "loop/a.csv", "[.csv"])
@@ -512,6 +593,25 @@ def test_preset_sacx_2022_is_the_published_aggregation():
     assert (rules.max_classes, rules.word_rule, rules.top) == (None, "sacx-2022", 100)
 
 
+def test_a_preset_leaves_the_options_of_other_methods_alone():
+    class Other:
+        id = "other.v1"
+
+        def check(self, options: Any) -> list[Problem]:
+            return [Problem("options", dict(options), "is not empty", "No", "No")] if options else []
+
+        def complete_options(self, options: Any) -> Any:
+            return options
+
+    for name in ("other", "other.v1"):
+        document = yaml.safe_load(READY) | {"preset": "sacx-2022", "method": {"id": name}}
+        plan = Plan.parse(json.dumps(document), lambda _: Other())  # type: ignore[arg-type, return-value]
+        assert plan.method.options == {}
+        assert plan.text.merge == "absmax"
+    versioned = parse(READY, preset="sacx-2022", method={"id": "integrated_gradients.v1"})
+    assert versioned.method.options["nodes"] == 30
+
+
 def test_plan_overrides_its_preset_key_by_key():
     plan = parse(READY, preset="sacx-2022", keywords__theta=0.5, method={"options": {"nodes": 10}})
     assert plan.keywords == dataclasses.replace(parse(READY, preset="sacx-2022").keywords, theta=0.5)
@@ -541,7 +641,7 @@ def test_preset_and_the_same_plan_written_out_share_their_keys():
         parse(READY, corpus={"table": "a.b.c", "where": "x = 'no' AND y < 5e-5", "sample": 5e-5}),
         parse(READY, keywords__labels=["no", "NA", "2024-01-01", "på", "a: b", "#", "5e-5"]),
         parse(READY, corpus__label_separator=" ", corpus__columns={"labels": "l"}),
-        parse(FINE_TUNED, models__learning_rate=5e-5, method={"options": {"nodes": 7}}, limits__device_hours=0.1),
+        parse(FINE_TUNED, models__learning_rate=5e-5, method={"options": {"rule": "midpoint", "nodes": 7}}, limits__device_hours=0.1),
     ],
 )  # fmt: skip
 def test_written_plan_is_the_plan(plan: Plan):
@@ -576,7 +676,7 @@ def test_credentials_are_not_written(uri: str, shown: str):
 
 
 def make_template_files(folder: Path) -> Path:
-    (folder / "my-model").mkdir()
+    make_model(folder / "my-model")
     (folder / "documents.csv").write_text("text,label\n")
     return folder
 
@@ -687,13 +787,14 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("models__train", "head", RECIPE),
     ("models__epochs", 4, RECIPE),
     ("models__learning_rate", 1e-4, RECIPE),
+    ("models__learning_rate", 5e-5, set()),  # what it is where none is written
     ("models__batch_size", 8, RECIPE),
     ("models__accumulate", 2, RECIPE),
     ("models__patience", 2, RECIPE),
     ("models__folder", "/elsewhere", set()),
     ("models__register_as", "other", set()),
     ("method__id", "integrated_gradients.v1", set()),  # the newest version by name
-    ("method__options", {"nodes": 20}, TEXT),
+    ("method__options", {"rule": "midpoint", "nodes": 20}, TEXT),
     ("text__max_tokens", 256, {"model", "explain", "run"}),
     ("text__overlap", 32, TEXT),
     ("text__max_windows", 1, TEXT),
@@ -760,7 +861,7 @@ def test_table_of_changes_names_every_key_of_a_plan():
         ({}, {"training__format": "csv"}),
         ({}, {"keywords__evidence": "true_positives"}),
         ({"keywords__labels": ["a", "b"]}, {"keywords__labels": ["b", "a", "a"]}),
-        ({}, {"method__options": {"nodes": 50, "rule": "midpoint", "baseline": "mask"}}),
+        ({}, {"method__options": {"rule": "adaptive", "tolerance": 0.05, "baseline": "mask"}}),
         ({"keywords__theta": 1}, {"keywords__theta": 1.0}),
         (
             {"corpus__path": "s3://b/a.parquet"},

@@ -28,6 +28,9 @@ def test_the_ten_lines_are_a_plan(tmp_path: Path) -> None:
     assert len(text.splitlines()) <= 10
     (tmp_path / "documents.csv").touch()
     (tmp_path / "my-model").mkdir()
+    (tmp_path / "my-model" / "config.json").write_text('{"model_type": "bert"}')
+    for name in ("tokenizer.json", "model.safetensors"):
+        (tmp_path / "my-model" / name).touch()
     plan = Plan.parse(text, find_method, folder=tmp_path)
     assert plan.models.splits == 5
     assert plan.evidence == "true_positives"

@@ -179,10 +179,28 @@ def test_words_do_not_steer_the_terminal(name: str, terminal: bool):
         ("a\nb\tc\0d", "a b c d"), ("\ud800", " "), ("räksmörgås 今日 👍", "räksmörgås 今日 👍"),
         ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"),
         ("soft\u00adhyphen\u200b\u2028\ufeff", "soft hyphen   "),
+        ([1, None, "köp\n"], '[1, null, "köp\\n"]'), ({"a": (0.5, True)}, '{"a": [0.5, true]}'),
     ],
 )  # fmt: skip
 def test_format_cell(cell: object, shown: str):
     assert format_cell(cell) == shown
+
+
+def test_a_nested_row_is_shown_as_json():
+    row = pytest.importorskip("pyspark.sql").Row
+    answer = row(status="explained", reason=None, words=[row(word="bank", score=0.25)])
+    assert format_cell(answer) == '{"status": "explained", "reason": null, "words": [{"word": "bank", "score": 0.25}]}'
+
+
+def test_secrets_reach_neither_the_terminal_nor_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    stream = io.StringIO()
+    try:
+        raise OSError("no answer of https://me:hidden@host/x?sig=hidden")
+    except OSError as error:
+        print_error(Console(file=stream, width=200), error, tmp_path / "a.log")
+    assert "https://***@host/x?sig=***" in stream.getvalue()
+    assert "https://***@host/x?sig=***" in caplog.text
+    assert "hidden" not in stream.getvalue() + caplog.text
 
 
 def test_rows_are_separated_by_tabs_where_nobody_looks():

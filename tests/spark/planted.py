@@ -48,7 +48,7 @@ def make_plan(folder: Path, **changes: Any) -> dict[str, Any]:
         "training": source,
         "models": {"base": str(folder / "base"), "splits": 3, "epochs": 12, "patience": 12, "learning_rate": 3e-3,
                    "batch_size": 8},
-        "method": {"options": {"nodes": 8}},
+        "method": {"options": {"rule": "midpoint", "nodes": 8}},
         "text": {"max_tokens": 32, "overlap": 0, "max_windows": 1},
         "keywords": {"min_df": 2},
         "execution": {"chunk_documents": 80, "device": "cpu"},

@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pyspark.sql import Row, SparkSession
+from pyspark.sql import DataFrame, Row, SparkSession
 
+from lexplain.corpus import Staged
 from lexplain.keys import corpus_key, evidence_key
 from lexplain.keywords import compare_lists, rank_keywords, sum_words
 from lexplain.plan import Columns, Keywords, Models, Plan, Sink, Source
@@ -70,26 +71,32 @@ def explain(split: int, doc_id: str, label: str, words: Sequence[tuple[str, floa
     }
 
 
-def write(tables: Tables, table: str, rows: Sequence[dict[str, Any]], app_id: str, partitions: int = 2) -> None:
+def write(tables: Tables, table: str, rows: Sequence[dict[str, Any]], partitions: int = 2) -> None:
     names = [name for name, _, _ in TABLES[table].columns]
     values = [tuple(row.get(name) for name in names) for row in rows]
     frame = tables.spark.createDataFrame(values, TABLES[table].schema)
-    tables.append(frame.repartition(partitions), table, app_id=f"{table}/{app_id}")
+    append(tables, frame.repartition(partitions), table)
 
 
-def write_corpus(
-    tables: Tables, plan: Plan, explanations: Sequence[dict[str, Any]], *, wave: int = 0, partitions: int = 2
-) -> None:
+def append(tables: Tables, rows: DataFrame, table: str) -> None:
+    rows.write.format("delta").mode("append").save(str(tables.folder / table))  # type: ignore[operator]
+
+
+def stage(plan: Plan, increments: int = 2) -> Staged:
+    return Staged(corpus_key(plan.corpus), increments, 0)
+
+
+def write_corpus(tables: Tables, plan: Plan, explanations: Sequence[dict[str, Any]], *, partitions: int = 2) -> None:
     """Write explanations and the ledger of their chunks."""
     key = corpus_key(plan.corpus)
-    write(tables, "explanations", [{**row, "corpus_key": key} for row in explanations], f"{key}/{wave}", partitions)
+    write(tables, "explanations", [{**row, "corpus_key": key} for row in explanations], partitions)
     chunks: dict[tuple[str, int, int, int], int] = {}
     for row in explanations:
         chunk = (row["explain_key"], row["increment"], row["bucket"], row["split"])
         chunks[chunk] = chunks.get(chunk, 0) + (row["label_rank"] == 0)
     names = ("explain_key", "increment", "bucket", "split", "n_documents")
     ledger = [{**dict(zip(names, (*chunk, count), strict=True)), "corpus_key": key} for chunk, count in chunks.items()]
-    write(tables, "chunks", ledger, f"{key}/{wave}")
+    write(tables, "chunks", ledger)
 
 
 def write_labelled(
@@ -108,7 +115,7 @@ def write_labelled(
         }
         for n, (text, labels, words) in enumerate(texts)
     ]
-    write(tables, "staged", rows, key)
+    write(tables, "staged", rows)
 
 
 def read_keywords(tables: Tables, keyword_key: str) -> list[Row]:
@@ -241,13 +248,14 @@ def test_keywords_equal_the_oracles(tables: Tables, rules: Rules, seed: int, wor
     write_corpus(tables, plan, explanations)
     write_labelled(tables, key, texts)
     keys = [f"model{split}" for split in range(n_splits)]
-    assert sum_words(tables, plan, keys) == 2 * 3 * n_splits
+    assert sum_words(tables, plan, stage(plan), keys) == 2 * 3 * n_splits
     rank_keywords(
         tables,
         plan,
+        stage(plan),
         keys,
         keyword_key=key,
-        labelled_key=key if labelled else None,
+        labelled=Staged(key, 1, len(texts)) if labelled else None,
         test_share_ratio=rules.test_share_ratio,
     )
     staged = pd.DataFrame(texts, columns=["text", "labels", "words"]) if labelled else None
@@ -259,8 +267,8 @@ def test_keywords_equal_the_oracles(tables: Tables, rules: Rules, seed: int, wor
 
 def sum_and_rank(tables: Tables, plan: Plan, keyword_key: str, n_splits: int = 3) -> list[Row]:
     keys = [f"model{split}" for split in range(n_splits)]
-    sum_words(tables, plan, keys)
-    rank_keywords(tables, plan, keys, keyword_key=keyword_key, labelled_key=None, test_share_ratio=0.5)
+    sum_words(tables, plan, stage(plan), keys)
+    rank_keywords(tables, plan, stage(plan), keys, keyword_key=keyword_key, labelled=None, test_share_ratio=0.5)
     return read_keywords(tables, keyword_key)
 
 
@@ -303,9 +311,9 @@ def test_sums_added_chunk_by_chunk_equal_the_full_ones(
         [row for row in rows if (row["bucket"], row["increment"], row["split"]) in waves[n::4]] for n in range(4)
     ]
     for number, wave in enumerate(in_wave):
-        write_corpus(tables, plan, wave, wave=number)
-        assert sum_words(tables, plan, ["model0", "model1", "model2"]) == len(waves[number::4])
-        assert sum_words(tables, plan, ["model0", "model1", "model2"]) == 0
+        write_corpus(tables, plan, wave)
+        assert sum_words(tables, plan, stage(plan), ["model0", "model1", "model2"]) == len(waves[number::4])
+        assert sum_words(tables, plan, stage(plan), ["model0", "model1", "model2"]) == 0
     assert sum_and_rank(tables, plan, "waves") == expected
 
 
@@ -326,8 +334,10 @@ def test_chunks_are_summed_when_whole_and_marked(tables: Tables) -> None:
     write_corpus(tables, plan, rows)
     late = {**rows[0], "bucket": 1, "doc_id": "d", "corpus_key": corpus_key(plan.corpus)}
     ledger = [{**late, "n_documents": 1}, {**late, "bucket": 2, "n_documents": 0}]
-    write(tables, "chunks", ledger, "chunks/late")
-    assert sum_words(tables, plan, key) == 2  # the chunk of document d has no rows yet, the empty one needs none
+    write(tables, "chunks", ledger)
+    assert (
+        sum_words(tables, plan, stage(plan), key) == 2
+    )  # the chunk of document d has no rows yet, the empty one needs none
     sums = read_sums(tables, plan)
     words = {
         row.word: (row.n_documents, row.n_occurrences, row.score_sum, row.score_square_sum) for row in sums if row.word
@@ -346,20 +356,19 @@ def test_chunks_are_summed_when_whole_and_marked(tables: Tables) -> None:
         (0, -1, 3),
         (2, -1, 0),
     }
-    write(tables, "explanations", [late], "chunks/late")
-    assert sum_words(tables, plan, key) == 1
-    assert sum_words(tables, plan, key) == 0
+    write(tables, "explanations", [late])
+    assert sum_words(tables, plan, stage(plan), key) == 1
+    assert sum_words(tables, plan, stage(plan), key) == 0
     assert {row.evidence_key for row in read_sums(tables, plan)} == {evidence_key(plan)}
 
 
 def test_sums_deleted_on_purpose_are_added_again(tables: Tables) -> None:
-    """Delta used to drop the second commit without a word: it had the app id and version of the first."""
     plan, key = make_plan("deleted"), ["model0"]
     write_corpus(tables, plan, [explain(0, "a", "NA", [("x", 0.5)])])
-    assert sum_words(tables, plan, key) == 1
+    assert sum_words(tables, plan, stage(plan), key) == 1
     before = read_sums(tables, plan)
     tables.spark.sql(f"DELETE FROM {tables.name('word_sums')} WHERE corpus_key = '{corpus_key(plan.corpus)}'")
-    assert sum_words(tables, plan, key) == 1
+    assert sum_words(tables, plan, stage(plan), key) == 1
     assert sorted(map(repr, read_sums(tables, plan))) == sorted(map(repr, before))
 
 
@@ -420,14 +429,14 @@ def test_the_jackknife_interval_covers_the_mean(tables: Tables) -> None:
             if values.size:
                 sums.append((f"w{word:04}", group, values.size, float(values.sum()), float((values**2).sum())))
     frame = tables.spark.createDataFrame(sums, "word STRING, doc_group INT, n BIGINT, total DOUBLE, squares DOUBLE")
-    tables.append(
+    append(
+        tables,
         frame.selectExpr(
             f"'{evidence_key(plan)}' AS evidence_key", "'model0' AS explain_key", f"'{corpus_key(plan.corpus)}' AS corpus_key",
             "0 AS increment", "0 AS bucket", "0 AS split", "'NA' AS label", "word", "doc_group", f"n div {n_occurrences} AS n_documents",
             "n AS n_occurrences", "CAST(total AS DECIMAL(38,18)) AS score_sum", "CAST(squares AS DECIMAL(38,18)) AS score_square_sum",
         ),
         "word_sums",
-        app_id="coverage",
     )  # fmt: skip
     found = pd.DataFrame(row.asDict() for row in sum_and_rank(tables, plan, "coverage", 1))
     assert len(found) == n_words
@@ -462,7 +471,7 @@ def write_lists(tables: Tables, keyword_key: str, lists: dict[str, Sequence[str]
         "kept": False,
         "drop_reason": "max_classes",
     }
-    write(tables, "keywords", [*rows, {**dropped, "selection_frequency": 1.0}], keyword_key)
+    write(tables, "keywords", [*rows, {**dropped, "selection_frequency": 1.0}])
 
 
 def test_overlaps_equal_the_definition(tables: Tables) -> None:

@@ -323,7 +323,24 @@ def test_plain_spark_sql_reads_the_tables_beside_a_running_session(labelled: Run
     assert not (folder / "metastore_db").exists()
 
 
-def test_views_lead_from_keywords_to_documents(labelled: Run) -> None:
+def check_evidence(run: Run) -> int:
+    """Check that each keyword's score is the mean over what the view shows of it; return the number of keywords."""
+    name = run.plan.name
+    shown = run.tables.spark.sql(
+        "SELECT label, word, count(*) AS n_occurrences, avg(score_normalised) AS score_mean"
+        f" FROM keyword_evidence WHERE name = '{name}' GROUP BY label, word"
+    ).collect()
+    kept = run.tables.read("keywords").where(f"keyword_key = '{run.record['keyword_key']}' AND kept").collect()
+    means = {(row["label"], row["word"]): row["score_mean"] for row in kept}
+    counts = {(row["label"], row["word"]): row["n_occurrences"] for row in kept}
+    assert {(row["label"], row["word"]): row["n_occurrences"] for row in shown} == counts
+    assert {(row["label"], row["word"]): row["score_mean"] for row in shown} == pytest.approx(means, abs=1e-12)
+    return len(kept)
+
+
+def test_views_lead_from_keywords_to_documents(labelled: Run, unlabelled: Run) -> None:
+    assert check_evidence(labelled) >= 3
+    assert check_evidence(unlabelled) >= 3
     spark = labelled.tables.spark
     rows = spark.sql("SELECT * FROM keyword_evidence WHERE name = 'planted' AND word = 'striker' LIMIT 5").collect()
     assert len(rows) == 5
@@ -349,6 +366,7 @@ def test_the_sacx_preset_runs_from_the_same_models(spark: SparkSession, folder: 
         row["evaluations"] for row in rows.where("status = 'explained'").select("evaluations").distinct().collect()
     } == {30}
     assert kept(run)["sport"][0] == "striker"
+    assert check_evidence(run) >= 3
 
 
 def test_a_schema_of_the_catalog_as_sink(spark: SparkSession, folder: Path, tmp_path: Path) -> None:

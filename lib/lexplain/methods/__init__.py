@@ -58,6 +58,7 @@ class Inputs:
         seeds: (B,) long, CPU: where a row's random numbers start. Made of the text, the window and the method,
             so that a row is the same whatever shares its batch.
         target_score: (B,) float64, F(x): the logit of the row's target.
+        prepared: What a preparation has made for this model and method, as a `Calibration`; None if nothing.
     """
 
     x: Tensor
@@ -68,6 +69,7 @@ class Inputs:
     words: Tensor
     seeds: Tensor
     target_score: Tensor
+    prepared: object = None
 
 
 class Evaluate(Protocol):
@@ -204,10 +206,11 @@ class Method:
         complete: Scores sum to F(x) - F(baseline), up to the completeness gap.
         signed: A positive score raises the target logit, a negative one lowers it.
         stochastic: Draws random numbers.
-        cite: Key of the paper.
-        options: By name, in the order of the signature.
         mask: Scores are a mask, the part of each token that is kept, in [0, 1]. A mask is not additive: the
             windows of a text are blended, and a word has the mean of its tokens, not their sum.
+        cite: Key of the paper.
+        options: By name, in the order of the signature.
+        across: Takes the options that are not at their defaults, returns what is wrong between them.
     """
 
     id: str
@@ -215,13 +218,20 @@ class Method:
     complete: bool
     signed: bool
     stochastic: bool
+    mask: bool
     cite: str
     options: Mapping[str, Option]
-    mask: bool = False
+    across: Callable[[Mapping[str, object]], list[Problem]]
 
     def check(self, options: Mapping[str, object]) -> list[Problem]:
         """Return every problem of the options that a plan gives; none if they are right."""
-        return [problem for name, value in options.items() for problem in self._check_one(name, value)]
+        problems = [problem for name, value in options.items() for problem in self._check_one(name, value)]
+        changed = {
+            name: value
+            for name, value in options.items()
+            if name in self.options and value != self.options[name].default
+        }
+        return problems or self.across(changed)
 
     def complete_options(self, options: Mapping[str, object]) -> dict[str, object]:
         """Return all options: defaults filled in, and whole numbers made float where the option is one."""
@@ -256,6 +266,7 @@ Function = TypeVar("Function", bound=Callable[..., "Attribution"])
 def method(
     *, version: int, cite: str, complete: bool = False, signed: bool = True, stochastic: bool = False,
     mask: bool = False, ranges: Mapping[str, tuple[float, float]] | None = None,
+    across: Callable[[Mapping[str, object]], list[Problem]] = lambda options: [],
 ) -> Callable[[Function], Function]:  # fmt: skip
     """Register a function as an attribution method under `NAME.vVERSION`.
 
@@ -267,6 +278,7 @@ def method(
         stochastic: Draws random numbers.
         mask: Scores are a mask in [0, 1].
         ranges: Smallest and largest value of an option, both allowed.
+        across: Takes the options that are not at their defaults, returns what is wrong between them.
 
     Raises:
         MethodError: The id is taken, or a range names no option.
@@ -292,7 +304,9 @@ def method(
                 f"method={identity!r} must be registered once. Rows of two methods would have shared one id. "
                 f"Write another name, or version={version + 1}."
             )
-        _registered[identity] = Method(identity, function, complete, signed, stochastic, cite, options, mask)
+        _registered[identity] = Method(
+            identity, function, complete, signed, stochastic, mask, cite, options, across
+        )  # fmt: skip
         return function
 
     return register

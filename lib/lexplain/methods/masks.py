@@ -7,7 +7,7 @@ points.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lexplain.errors import Problem
 from lexplain.methods import Attribution, Evaluate, Inputs, method
 from lexplain.methods.noise import draw_normal, draw_uniform, measure_spread
 from lexplain.methods.units import count_tokens, number_units, spread_over_tokens
@@ -34,8 +35,16 @@ _CHECK_STEPS = 50
 _KERNEL_NUMBERS = 2**23
 
 
+def _check_across(options: Mapping[str, object]) -> list[Problem]:
+    """Return what is wrong between options: a mask has to hear of the model."""
+    if options.get("sufficiency") == 0 == options.get("comprehensiveness"):
+        return [Problem("method.comprehensiveness", options["comprehensiveness"], "must be above 0 where sufficiency is 0",
+                        "No mask would have depended on the model", "Write comprehensiveness: 1.0")]  # fmt: skip
+    return []
+
+
 @method(
-    version=1, signed=False, stochastic=True, mask=True, cite="brinner2023model",
+    version=1, signed=False, stochastic=True, mask=True, cite="brinner2023model", across=_check_across,
     ranges={
         "steps": (1, 10_000), "learning_rate": (1e-5, 1.0), "weight_decay": (0.0, 1.0), "sufficiency": (0.0, 100.0),
         "comprehensiveness": (0.0, 100.0), "sparsity": (0.0, 100.0), "smoothness": (0.0, 100.0), "forced": (0.0, 0.5),

@@ -1,23 +1,37 @@
 """Attribution by integrating gradients along a path from a baseline to the input.
 
-Shape letters: B rows, S tokens, P path points.
+Shape letters: B rows, S tokens, P path points, N nodes of one row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
+from lexplain.calibration import Calibration
+from lexplain.errors import MethodError, Problem
 from lexplain.methods import Attribution, Evaluate, Inputs, method
 
-Rule = Literal["midpoint", "trapezoid", "gauss_legendre"]
+Rule = Literal["adaptive", "calibrated", "midpoint", "trapezoid", "gauss_legendre"]
+FixedRule = Literal["midpoint", "trapezoid", "gauss_legendre"]
+
+# Where nothing is known of the model: few enough to be cheap, many enough that no bump of the gradient hides.
+_UNIFORM_NODES = 9
+# Below this norm (logits) a tolerance relative to the scores would ask for accuracy that float32 does not have.
+_SMALLEST_NORM = 1e-3
+# How many times the points a row may have under `unconverged: more`.
+_MORE = 4
+_KEYWORD_NODES = 4
 
 
 @lru_cache(maxsize=64)
-def quadrature(rule: Rule, nodes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def quadrature(rule: FixedRule, nodes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return nodes on [0, 1], ascending, and their weights, which sum to 1 (float64).
 
     Args:
@@ -37,48 +51,240 @@ def quadrature(rule: Rule, nodes: int) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(alphas.tolist()), tuple(weights.tolist())
 
 
+def check_rule(options: Mapping[str, object]) -> list[Problem]:
+    """Return what is wrong between the options: a number that the chosen rule would never read."""
+    rule = str(options.get("rule", "adaptive"))
+    unread = [("nodes", "adaptive")] if rule == "adaptive" else []
+    unread += [(name, rule) for name in ("tolerance", "max_nodes", "unconverged") if rule != "adaptive"]
+    return [
+        Problem(f"method.{name}", options[name], f"is not read by rule: {used}",
+                "The explanations would not have been as accurate, or as cheap, as the plan says",
+                "Leave it out, or write rule: midpoint" if name == "nodes" else "Leave it out, or write rule: adaptive")
+        for name, used in unread if name in options
+    ]  # fmt: skip
+
+
 # Gauss-Legendre nodes are the eigenvalues of a (nodes, nodes) matrix: past 2000 they cost more than the model
-@method(version=1, complete=True, signed=True, cite="sundararajan2017axiomatic", ranges={"nodes": (2, 2000)})
+@method(
+    version=1, complete=True, signed=True, cite="sundararajan2017axiomatic", across=check_rule,
+    ranges={"nodes": (2, 2000), "tolerance": (0.001, 0.5), "max_nodes": (16, 2000)},
+)  # fmt: skip
 def integrated_gradients(
-    evaluate: Evaluate, inputs: Inputs, *, rule: Rule = "midpoint", nodes: int = 50, baseline: str = "mask"
-) -> Attribution:
+    evaluate: Evaluate, inputs: Inputs, *, rule: Rule = "adaptive", nodes: int | None = None, baseline: str = "mask",
+    tolerance: float = 0.05, max_nodes: int = 64, unconverged: Literal["keep", "more", "reject"] = "keep",
+) -> Attribution:  # fmt: skip
     """Return one score a token: the gradient of the target logit, integrated along the straight line to x.
 
     Args:
         evaluate: The model with the target of each row.
         inputs: The rows.
-        rule: Where the points lie, see `quadrature`. The gradient moves in a narrow band inside the path, so
-            the midpoint rule needs fewer points than Gauss-Legendre.
-        nodes: Points, 2 to 2000.
+        rule: Where the points lie. `adaptive`: as many as each row needs, see `_integrate_adaptively`;
+            `calibrated`: few, fitted to this model on a sample of the corpus, for class keyword tables; the
+            others see `quadrature`.
+        nodes: Points of the fixed rules, 2 to 2000, 50 where left out; of the calibrated rule, what the job
+            chooses where left out.
         baseline: Token that stands for the absence of a word: `mask`, `pad`, or a token of the vocabulary.
             The engine has built `inputs.baseline` from it.
+        tolerance: Adaptive rule: L2 error of a row's scores, relative to their own L2 norm.
+        max_nodes: Adaptive rule: points a row at most.
+        unconverged: Adaptive rule: what becomes of a row that has not met the tolerance then. `keep` it, marked;
+            `more`: up to 4 times as many points; `reject` its text.
 
     Returns:
-        Scores in logits, of both signs; exactly 0.0 on special tokens and padding. Their sum comes the
-        closer to F(x) - F(baseline) the more points there are.
+        Scores in logits, of both signs; exactly 0.0 on special tokens and padding. Under the adaptive rule
+        they sum to F(x) - F(baseline); under the others the closer the more points there are.
+
+    Raises:
+        MethodError: The calibrated rule, and nothing was calibrated for this model.
 
     Note:
-        Runs on: executor. Cost: `nodes` forward and backward passes a row, and one forward pass for
-        F(baseline), which the trapezoid does not need.
+        Runs on: executor. Cost: a forward and a backward pass a point, and one forward pass for F(baseline)
+        where no point lies there.
         Source: Sundararajan et al. 2017, section 3. The target is fixed along the path, and is a logit: a
         probability saturates, and would need twice the points.
     """
-    alphas, weights = quadrature(rule, nodes)
-    count = len(inputs.x)
-    rows = torch.arange(count)
-    values, derivatives = evaluate.directional(
-        rows.repeat_interleave(nodes), torch.tensor(alphas, dtype=torch.float64).repeat(count)
-    )
-    weight = torch.tensor(weights, dtype=torch.float64, device=derivatives.device)
-    scores = (weight[:, None] * derivatives.view(count, nodes, -1)).sum(1)  # (B, P/B, S) to (B, S)
-    if rule == "trapezoid":
-        baseline_score = values.view(count, nodes)[:, 0]
+    if rule == "adaptive":
+        return _integrate_adaptively(
+            evaluate, inputs, tolerance=tolerance, max_nodes=max_nodes * (_MORE if unconverged == "more" else 1)
+        )
+    if rule == "calibrated":
+        calibration = _calibration(inputs)
+        if calibration is None:
+            raise MethodError(
+                "rule='calibrated' needs a calibration of the model. No point would have been placed. Run the "
+                "plan, which makes one, or write rule: adaptive."
+            )
+        fitted = calibration.rule(nodes or _KEYWORD_NODES)
+        alphas, weights = fitted.nodes, fitted.weights
     else:
-        baseline_score = evaluate.logits(rows, torch.zeros(count, dtype=torch.float64))
+        alphas, weights = quadrature(rule, nodes or 50)
+    count = len(inputs.x)
+    values, derivatives = _evaluate_grid(evaluate, count, alphas)
+    scores = _add(weights, derivatives)
+    baseline_score = values[:, 0] if alphas[0] == 0.0 else _baseline_score(evaluate, count)
     return Attribution(
         scores=scores,
         baseline_score=baseline_score,
         completeness_gap=inputs.target_score - baseline_score - scores.sum(-1),
-        evaluations=torch.full((count,), nodes),
+        evaluations=torch.full((count,), len(alphas)),
         converged=torch.ones(count, dtype=torch.bool),
     )
+
+
+def _integrate_adaptively(evaluate: Evaluate, inputs: Inputs, *, tolerance: float, max_nodes: int) -> Attribution:
+    """Give each row the points that it needs, then distribute what is left of F(x) - F(baseline).
+
+    With a calibration, all rows start at its nodes. A row is done at once if the calibration's own estimate of the
+    error, made of the two things that can be seen without a reference, is within the tolerance. The others, and
+    without a calibration all rows, go on with the points that they have: in each interval the gradient is
+    interpolated by modified Akima cubics, and what these add to the trapezoid is the interval's error. Worst
+    first, intervals are halved until the errors that are left sum to half of what is allowed; a row is done when
+    the sum is within it. Rounds take the points of all rows together.
+    """
+    count, calibration = len(inputs.x), _calibration(inputs)
+    start = None if calibration is None else calibration.start(tolerance)
+    alphas = tuple(np.linspace(0.0, 1.0, _UNIFORM_NODES).tolist()) if start is None else start.nodes
+    values, derivatives = _evaluate_grid(evaluate, count, alphas)
+    baseline_score = values[:, 0] if alphas[0] == 0.0 else _baseline_score(evaluate, count)
+    difference = inputs.target_score - baseline_score
+    lines = _Lines(alphas, derivatives)
+    scores = torch.zeros_like(derivatives[:, 0])
+    left = np.arange(count)
+    if start is not None:
+        scores = start.integrate(derivatives)
+        left = np.flatnonzero((start.estimate_error(derivatives) > tolerance).cpu().numpy())
+        lines.add_ends(evaluate, left)
+    converged = torch.ones(count, dtype=torch.bool)
+    while len(left):
+        wanted_rows, wanted_alphas = [], []
+        for rows, sums, errors, edges in lines.integrate(left):
+            scores[torch.from_numpy(rows)] = sums.sum(1)
+            norms = sums.sum(1).norm(dim=-1).clamp_min(_SMALLEST_NORM)
+            relative = (errors / norms[:, None]).cpu().numpy()
+            for row, error, edge in zip(rows, relative, edges, strict=True):
+                halved = _choose_intervals(error, tolerance, max_nodes - len(edge))
+                wanted_rows += [row] * len(halved)
+                wanted_alphas += ((edge[halved] + edge[halved + 1]) / 2).tolist()
+                if not len(halved):
+                    converged[row] = bool(error.sum() <= tolerance)
+        lines.add(evaluate, np.array(wanted_rows, dtype=np.int64), np.array(wanted_alphas))
+        left = np.unique(np.array(wanted_rows, dtype=np.int64))
+    gap = difference - scores.sum(-1)
+    size = scores.abs().sum(-1)
+    shares = torch.where(size[:, None] > 0, scores.abs() / size.clamp_min(1e-300)[:, None], 0.0)
+    return Attribution(
+        scores=scores + gap[:, None] * shares,
+        baseline_score=baseline_score,
+        completeness_gap=gap,
+        evaluations=torch.from_numpy(lines.counts()),
+        converged=converged & (size.cpu() > 0),
+    )
+
+
+def _choose_intervals(errors: NDArray[np.float64], tolerance: float, room: int) -> NDArray[np.int64]:
+    """Return the intervals to halve, worst first; none if the sum is within the tolerance, or there is no room.
+
+    Not finite errors stop the row: its scores are not finite either, and the engine rejects its text.
+    """
+    total = errors.sum()
+    if not total > tolerance or not np.isfinite(total) or room < 1:
+        return np.zeros(0, dtype=np.int64)
+    order = np.argsort(-errors, kind="stable")
+    left = total - np.cumsum(errors[order])
+    needed = int(np.argmax(left <= tolerance / 2)) + 1
+    return order[: min(needed, room)]
+
+
+class _Lines:
+    """The points of each row so far: alphas, ascending, and derivatives by token."""
+
+    def __init__(self, alphas: tuple[float, ...], derivatives: Tensor) -> None:
+        self._alphas = [np.array(alphas)] * len(derivatives)
+        self._derivatives = list(derivatives)
+
+    def counts(self) -> NDArray[np.int64]:
+        """Return how many points each row has, (B,)."""
+        return np.array([len(alphas) for alphas in self._alphas], dtype=np.int64)
+
+    def add(self, evaluate: Evaluate, rows: NDArray[np.int64], alphas: NDArray[np.float64]) -> None:
+        """Evaluate more points, and put them in their places."""
+        if not len(rows):
+            return
+        _, found = evaluate.directional(torch.from_numpy(rows), torch.from_numpy(alphas))
+        for row in np.unique(rows):
+            mine = np.flatnonzero(rows == row)
+            joined = np.concatenate([self._alphas[row], alphas[mine]])
+            order = np.argsort(joined)
+            self._alphas[row] = joined[order]
+            points = torch.cat([self._derivatives[row], found[torch.from_numpy(mine)]])
+            self._derivatives[row] = points[torch.from_numpy(order)]
+
+    def add_ends(self, evaluate: Evaluate, rows: NDArray[np.int64]) -> None:
+        """Evaluate both ends of the path where they are missing: intervals must cover all of it."""
+        missing = [(row, end) for row in rows for end in (0.0, 1.0) if end not in self._alphas[row][[0, -1]]]
+        self.add(evaluate, np.array([row for row, _ in missing], dtype=np.int64), np.array([end for _, end in missing]))
+
+    def integrate(self, rows: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], Tensor, Tensor, NDArray[np.float64]]]:
+        """Integrate over each interval; rows with equally many points are done together.
+
+        Returns:
+            For each such group (rows (R,), integrals (R, N-1, S), errors (R, N-1), alphas (R, N)).
+        """
+        counts, found = self.counts(), []
+        for count in np.unique(counts[rows]):
+            group = rows[counts[rows] == count]
+            edges = np.stack([self._alphas[row] for row in group])
+            points = torch.stack([self._derivatives[row] for row in group])
+            widths = torch.from_numpy(np.diff(edges)).to(points.device)[:, :, None]
+            slopes = akima_slopes(widths, points)
+            bend = widths**2 / 12 * (slopes[:, :-1] - slopes[:, 1:])
+            integrals = widths / 2 * (points[:, :-1] + points[:, 1:]) + bend
+            found.append((group, integrals, bend.norm(dim=-1), edges))
+        return found
+
+
+def akima_slopes(widths: Tensor, points: Tensor) -> Tensor:
+    """Return the slope at each point of the modified Akima interpolation.
+
+    Its cubics do not overshoot between unevenly spaced points, as splines do; each slope depends on five points.
+
+    Args:
+        widths: (R, N-1, 1) distances between neighbours, N at least 3.
+        points: (R, N, S) values.
+
+    Returns:
+        (R, N, S).
+
+    Source: Akima 1970, with the weights |a - b| + |a + b| / 2 of its common modification.
+    """
+    inner = points.diff(dim=1) / widths
+    first, last = 2 * inner[:, :1] - inner[:, 1:2], 2 * inner[:, -1:] - inner[:, -2:-1]
+    before, after = 2 * first - inner[:, :1], 2 * last - inner[:, -1:]
+    secants = torch.cat([before, first, inner, last, after], dim=1)  # (R, N+3, S)
+    turns = (secants[:, 1:] - secants[:, :-1]).abs() + (secants[:, 1:] + secants[:, :-1]).abs() / 2
+    left, right = turns[:, 2:], turns[:, :-2]  # the weights of the secant before and of the secant after a point
+    total = left + right
+    weighted = left * secants[:, 1:-2] + right * secants[:, 2:-1]
+    return torch.where(total > 0, weighted / torch.where(total > 0, total, 1.0), 0.0)
+
+
+def _calibration(inputs: Inputs) -> Calibration | None:
+    """Return what was prepared for this model, if anything was."""
+    return inputs.prepared if isinstance(inputs.prepared, Calibration) else None
+
+
+def _evaluate_grid(evaluate: Evaluate, count: int, alphas: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """Return values (B, N) and derivatives (B, N, S) of all rows at the same alphas."""
+    values, derivatives = evaluate.directional(
+        torch.arange(count).repeat_interleave(len(alphas)), torch.tensor(alphas, dtype=torch.float64).repeat(count)
+    )
+    return values.view(count, len(alphas)), derivatives.view(count, len(alphas), -1)
+
+
+def _add(weights: tuple[float, ...], derivatives: Tensor) -> Tensor:
+    weight = torch.tensor(weights, dtype=torch.float64, device=derivatives.device)
+    return (weight[:, None] * derivatives).sum(1)
+
+
+def _baseline_score(evaluate: Evaluate, count: int) -> Tensor:
+    return evaluate.logits(torch.arange(count), torch.zeros(count, dtype=torch.float64))

@@ -1,0 +1,273 @@
+"""Nodes and weights fitted to a model: where on the path its gradient moves is much the same in every document.
+
+Pure arithmetic on the derivatives of a sample, which `Explainer.sample_paths` collects; the fitted rules travel to
+the executors as plain numbers. Shape letters: N nodes of the fine grid, n nodes of a rule, S tokens of a document.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lexplain.errors import MethodError
+
+if TYPE_CHECKING:
+    from scipy.interpolate import CubicSpline
+
+SAMPLE_NODES = 33
+"""Equally spaced points at which a sample is evaluated, both ends among them."""
+
+MOST_NODES = 16
+"""Nodes of the largest fitted rule: past it a fixed rule is as good."""
+
+# Candidate nodes between two sampled ones: the gradient is smooth there, so that it can be interpolated.
+_FINER = 4
+# Of the sample, what rules are fitted on; their errors are measured on the rest.
+_FITTED_SHARE = 2 / 3
+# How far a node may move in one step of the search, in candidates.
+_REACH = 6
+
+
+@dataclass(frozen=True)
+class CalibratedRule:
+    """A quadrature rule for one model and baseline.
+
+    Attributes:
+        nodes: Ascending, on [0, 1].
+        weights: Not negative; they need not sum to 1.
+        companion: Weights of a smaller rule on some of the same nodes, 0 elsewhere.
+        ratio: Largest error over difference from the companion, on documents that the rule was not fitted on.
+        error_median: Median L2 error relative to the scores' L2 norm, on the same documents.
+        error_p90: Its 90th percentile.
+        error_max: Its maximum.
+        estimate_p90: 90th percentile of `estimate_error`, on the same documents.
+    """
+
+    nodes: tuple[float, ...]
+    weights: tuple[float, ...]
+    companion: tuple[float, ...]
+    ratio: float
+    error_median: float
+    error_p90: float
+    error_max: float
+    estimate_p90: float
+
+    def integrate(self, derivatives: Tensor) -> Tensor:
+        """Return the scores, (B, n, S) to (B, S)."""
+        return _weigh(self.weights, derivatives)
+
+    def estimate_error(self, derivatives: Tensor) -> Tensor:
+        """Return the L2 error to expect, relative to the scores' L2 norm: (B, n, S) to (B,).
+
+        A document whose gradient moves elsewhere than in the sample is off by both rules, and by different amounts.
+        """
+        scores = self.integrate(derivatives)
+        difference = (scores - _weigh(self.companion, derivatives)).norm(dim=-1)
+        error: Tensor = self.ratio * difference / scores.norm(dim=-1).clamp_min(1e-300)
+        return error
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a sample of documents says about one model and baseline.
+
+    Attributes:
+        rules: Fitted rules, by ascending number of nodes.
+        n_documents: Documents of the sample; (window, target) pairs where texts are long.
+        reference_error: Median relative difference between the sample's own reference and that of half its points.
+    """
+
+    rules: tuple[CalibratedRule, ...]
+    n_documents: int
+    reference_error: float
+
+    def rule(self, nodes: int) -> CalibratedRule:
+        """Return the rule with so many nodes.
+
+        Raises:
+            MethodError: There is none.
+        """
+        for rule in self.rules:
+            if len(rule.nodes) == nodes:
+                return rule
+        known = [len(rule.nodes) for rule in self.rules]
+        raise MethodError(
+            f"nodes={nodes} must be the size of a calibrated rule. No point would have been placed. Write nodes: "
+            f"{known[0]} to {known[-1]}."
+        )
+
+    def start(self, tolerance: float) -> CalibratedRule:
+        """Return the smallest rule that leaves few documents to refine; the largest if none does."""
+        for rule in self.rules:
+            if rule.estimate_p90 <= tolerance and rule.error_median <= 0.25 * tolerance:
+                return rule
+        return self.rules[-1]
+
+    def to_json(self) -> str:
+        """Return all of it as text; numbers keep every digit."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Calibration:
+        """Return what `to_json` wrote."""
+        fields: dict[str, Any] = json.loads(text)
+        rules: list[dict[str, Any]] = fields.pop("rules")
+        for rule in rules:
+            rule |= {name: tuple(rule[name]) for name in ("nodes", "weights", "companion")}
+        return cls(rules=tuple(CalibratedRule(**rule) for rule in rules), **fields)
+
+
+def fit_calibration(paths: Sequence[NDArray[np.float64]]) -> Calibration:
+    """Fit rules of 1 to `MOST_NODES` nodes to a sample.
+
+    Nodes are added one after the other, where they lower the mean squared relative error most, then moved until no
+    move lowers it; weights are the non-negative least squares ones.
+
+    Args:
+        paths: For each document (`SAMPLE_NODES`, S) derivatives along the line by token, at equally spaced points
+            from baseline to input. At least 12, and more than noise: a document without scores teaches nothing.
+
+    Raises:
+        MethodError: Fewer than 12 documents have scores.
+
+    Note:
+        Runs on: driver. Cost: seconds; Gram matrices of the documents are all that is kept.
+        Source: the calibrated rule of this project; no paper.
+    """
+    paths = [path for path in paths if np.isfinite(path).all() and np.linalg.norm(_reference(path)) > 0]
+    if len(paths) < 12:
+        raise MethodError(
+            f"sample={len(paths)} documents with scores are too few to calibrate on. The rules would have fitted their "
+            f"noise. Write rule: adaptive, or a larger corpus."
+        )
+    cut = round(len(paths) * _FITTED_SHARE)
+    gram, projection = _normalised_gram(paths[:cut])
+    held_out = [_finer(path) / np.linalg.norm(_reference(path)) for path in paths[cut:]]
+    rules: list[CalibratedRule] = []
+    chosen: list[int] = []
+    for _ in range(MOST_NODES):
+        chosen = _move(gram, projection, _add_node(gram, projection, chosen))
+        rules.append(_measure(gram, projection, sorted(chosen), held_out))
+    halves = [
+        np.linalg.norm(_reference(path) - _reference(path[::2])) / np.linalg.norm(_reference(path)) for path in paths
+    ]
+    return Calibration(tuple(rules), len(paths), float(np.median(halves)))
+
+
+def _measure(
+    gram: NDArray[np.float64], projection: NDArray[np.float64], chosen: list[int], held_out: Sequence[NDArray[np.float64]]
+) -> CalibratedRule:  # fmt: skip
+    """Return the rule with its errors on documents that it was not fitted on, and the companion that tells them best."""
+    weights = _solve(gram, projection, chosen)[0]
+    points = [path[chosen] for path in held_out]
+    references = [_reference(path) for path in held_out]
+    found = [weights @ each for each in points]
+    errors = np.array([np.linalg.norm(a - b) for a, b in zip(found, references, strict=True)])
+    norms = np.array([np.linalg.norm(each) for each in found]).clip(1e-300)
+    candidates = []
+    for size in range(max(0, len(chosen) - 3), len(chosen)):
+        companion = _shrink(gram, projection, chosen, size)
+        differences = np.array([np.linalg.norm(a - companion @ p) for a, p in zip(found, points, strict=True)]) / norms
+        ratio = float((errors / differences.clip(1e-300)).max())
+        candidates.append((float(np.quantile(ratio * differences, 0.9)), ratio, companion))
+    estimate_p90, ratio, companion = min(candidates, key=lambda candidate: candidate[0])
+    step = (SAMPLE_NODES - 1) * _FINER
+    return CalibratedRule(
+        nodes=tuple(number / step for number in chosen),
+        weights=tuple(weights.tolist()),
+        companion=tuple(companion.tolist()),
+        ratio=ratio,
+        error_median=float(np.median(errors)),
+        error_p90=float(np.quantile(errors, 0.9)),
+        error_max=float(errors.max()),
+        estimate_p90=estimate_p90,
+    )
+
+
+def _finer(path: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Interpolate a document's derivatives to the candidate nodes."""
+    return np.asarray(_spline(path)(np.linspace(0, 1, (len(path) - 1) * _FINER + 1)))
+
+
+def _reference(path: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Integrate a cubic spline: the trapezoid would be off by the gradient's slope at the two ends."""
+    return np.asarray(_spline(path).integrate(0, 1))
+
+
+def _spline(path: NDArray[np.float64]) -> CubicSpline:
+    from scipy.interpolate import CubicSpline
+
+    return CubicSpline(np.linspace(0, 1, len(path)), path, axis=0)
+
+
+def _normalised_gram(paths: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the means over documents of C C^T / |a|^2, (N, N), and of C a / |a|^2, (N,)."""
+    size = (SAMPLE_NODES - 1) * _FINER + 1
+    gram, projection = np.zeros((size, size)), np.zeros(size)
+    for path in paths:
+        reference, candidates = _reference(path), _finer(path)
+        square = float(reference @ reference)
+        gram += candidates @ candidates.T / square / len(paths)
+        projection += candidates @ reference / square / len(paths)
+    return gram, projection
+
+
+def _solve(
+    gram: NDArray[np.float64], projection: NDArray[np.float64], chosen: Sequence[int]
+) -> tuple[NDArray[np.float64], float]:
+    """Return non-negative weights of the chosen nodes, and their mean squared relative error."""
+    from scipy.optimize import nnls
+
+    inner = gram[np.ix_(chosen, chosen)]
+    lower = np.linalg.cholesky(inner + 1e-10 * np.trace(inner) / len(chosen) * np.eye(len(chosen)))
+    weights = nnls(lower.T, np.linalg.solve(lower, projection[chosen]))[0]
+    return weights, float(1 - 2 * weights @ projection[chosen] + weights @ inner @ weights)
+
+
+def _add_node(gram: NDArray[np.float64], projection: NDArray[np.float64], chosen: list[int]) -> list[int]:
+    free = [number for number in range(len(projection)) if number not in chosen]
+    return min(([*chosen, number] for number in free), key=lambda nodes: _solve(gram, projection, nodes)[1])
+
+
+def _move(gram: NDArray[np.float64], projection: NDArray[np.float64], chosen: list[int]) -> list[int]:
+    """Move nodes one at a time to better places until there is none."""
+    best, moved = _solve(gram, projection, chosen)[1], True
+    while moved:
+        moved = False
+        for place in range(len(chosen)):
+            near = range(max(0, chosen[place] - _REACH), min(len(projection), chosen[place] + _REACH + 1))
+            for number in near:
+                if number in chosen:
+                    continue
+                nodes = [*chosen[:place], number, *chosen[place + 1 :]]
+                error = _solve(gram, projection, nodes)[1]
+                if error < best * (1 - 1e-6):
+                    chosen, best, moved = nodes, error, True
+    return chosen
+
+
+def _shrink(
+    gram: NDArray[np.float64], projection: NDArray[np.float64], chosen: Sequence[int], size: int
+) -> NDArray[np.float64]:
+    """Return weights of the best smaller rule on some of the chosen nodes, 0 on those left out."""
+    weights = np.zeros(len(chosen))
+    if size == 0:
+        return weights
+    kept = list(range(len(chosen)))
+    while len(kept) > size:
+        smaller = [[each for each in kept if each != left] for left in kept]
+        kept = min(smaller, key=lambda places: _solve(gram, projection, [chosen[place] for place in places])[1])
+    weights[kept] = _solve(gram, projection, [chosen[place] for place in kept])[0]
+    return weights
+
+
+def _weigh(weights: Sequence[float], derivatives: Tensor) -> Tensor:
+    weight = torch.tensor(weights, dtype=torch.float64, device=derivatives.device)
+    return (weight[:, None] * derivatives).sum(1)
