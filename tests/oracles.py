@@ -42,6 +42,125 @@ def integrated_gradients(
     return total.numpy()
 
 
+def saliency(score: Callable[[Tensor], Tensor], x: Tensor, norm: str) -> NDArray[np.float64]:
+    """Arras et al. 2016: the size of each token's gradient, (S,), one number after the other."""
+    point = x.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(score(point), point)
+    return measure_gradients(gradient, norm)
+
+
+def measure_gradients(gradient: Tensor, norm: str) -> NDArray[np.float64]:
+    """The size of each row of an (S, D) gradient."""
+    if norm == "l1":
+        return np.array([sum(abs(number) for number in token) for token in gradient.tolist()])
+    squares = np.array([sum(number * number for number in token) for token in gradient.tolist()])
+    return np.sqrt(squares) if norm == "l2" else squares
+
+
+def smoothgrad(score: Callable[[Tensor], Tensor], x: Tensor, noises: Sequence[Tensor]) -> Tensor:
+    """Smilkov et al. 2017: the mean gradient over noisy copies, (S, D)."""
+    total = torch.zeros_like(x)
+    for noise in noises:
+        point = (x + noise).requires_grad_(True)
+        (gradient,) = torch.autograd.grad(score(point), point)
+        total += gradient
+    return total / len(noises)
+
+
+def occlusion(
+    score: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor, words: Sequence[Sequence[int]]
+) -> NDArray[np.float64]:
+    """What F loses without each word, in equal parts on the word's tokens, (S,); `words` lists positions."""
+    scores = np.zeros(len(x))
+    for positions in words:
+        without = x.clone()
+        for position in positions:
+            without[position] = baseline[position]
+        for position in positions:
+            scores[position] = (score(x) - score(without)).item() / len(positions)
+    return scores
+
+
+@dataclass(frozen=True)
+class MaskSearch:
+    """Brinner & Zarriess 2023, equations 5 to 8, in the variants of paper and released code."""
+
+    steps: int
+    kernel: str = "sigma_squared"
+    complement: str = "one_minus_p"
+    sufficiency: float = 1.0
+    comprehensiveness: float = 1.0
+    sparsity: float = 1.0
+    smoothness: float = 1.2
+    learning_rate: float = 0.03
+    weight_decay: float = 0.01
+
+    def mask(self, weights: Tensor, widths: Tensor) -> list[Tensor]:
+        """Lambda of each word, equations 5 and 6."""
+        masks = []
+        for j in range(len(weights)):
+            total = torch.zeros((), dtype=torch.float64)
+            for i in range(len(weights)):
+                width = widths[i] ** 2 if self.kernel == "sigma_squared" else widths[i]
+                total = total + weights[i] * torch.exp(-((i - j) ** 2) / width)
+            masks.append(1 / (1 + torch.exp(-total)))
+        return masks
+
+    def loss(
+        self, probability: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor, words: Sequence[Sequence[int]],
+        masks: Sequence[Tensor], widths: Tensor, forced: dict[int, float], noises: tuple[Tensor, Tensor],
+    ) -> Tensor:  # fmt: skip
+        """Equation 8, with the squeezed probabilities of the released code."""
+        share = [torch.ones((), dtype=torch.float64)] * len(x)
+        for positions, mask in zip(words, masks, strict=True):
+            for position in positions:
+                share[position] = torch.tensor(forced[position]) if position in forced else mask
+        column = torch.stack(share)[:, None]
+        kept = 0.99999 * probability(column * x + (1 - column) * baseline + noises[0]) + 5e-6
+        left = 0.99999 * probability((1 - column) * x + column * baseline + noises[1]) + 5e-6
+        complement = -torch.log(1 - left) if self.complement == "one_minus_p" else torch.log(left)
+        mean = sum(masks) / len(masks)
+        logs = sum(torch.log(width) for width in widths) / len(widths)
+        return (
+            -self.sufficiency * torch.log(kept)
+            + self.comprehensiveness * complement
+            + self.sparsity * mean**2
+            - self.smoothness * logs
+        )
+
+    def run(
+        self, probability: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor, words: Sequence[Sequence[int]],
+        force: Callable[[int], dict[int, float]] = lambda step: {},
+        noise: Callable[[int], tuple[Tensor, Tensor]] | None = None,
+    ) -> tuple[NDArray[np.float64], int, bool]:  # fmt: skip
+        """Word masks, steps taken, and whether the early stop was met; `torch.optim.AdamW` descends."""
+        weights = torch.full((len(words),), 1.2, dtype=torch.float64, requires_grad=True)
+        widths = torch.full((len(words),), 2.0, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.AdamW([weights, widths], lr=self.learning_rate, weight_decay=self.weight_decay)
+        silent = (torch.zeros_like(x), torch.zeros_like(x))
+
+        def mean() -> float:
+            with torch.no_grad():
+                return float(sum(self.mask(weights, widths)) / len(words))
+
+        before = mean()
+        for step in range(self.steps):
+            masks = self.mask(weights, widths)
+            noises = silent if noise is None else noise(step)
+            optimizer.zero_grad()
+            self.loss(probability, x, baseline, words, masks, widths, force(step), noises).backward()
+            optimizer.step()
+            with torch.no_grad():
+                widths.clamp_(min=0.01)  # ours: the code has no bound, and log(sigma) may fail
+            if step % 50 == 49:
+                now = mean()
+                calm = abs(now - before) < 1 / 200 or (abs(now - before) < 1 / 80 and now < 0.2)
+                if calm and (step >= 199 or now < 0.3) and now < 0.45:
+                    return np.array([mask.item() for mask in self.mask(weights, widths)]), step + 1, True
+                before = now
+        return np.array([mask.item() for mask in self.mask(weights, widths)]), self.steps, False
+
+
 @dataclass
 class TextScores:
     """What an explanation of one label of one text comes down to."""

@@ -106,7 +106,7 @@ class Calibration:
     def start(self, tolerance: float) -> CalibratedRule:
         """Return the smallest rule that leaves few documents to refine; the largest if none does."""
         for rule in self.rules:
-            if rule.estimate_p90 <= tolerance and rule.error_median <= 0.25 * tolerance:
+            if rule.estimate_p90 <= tolerance and rule.error_p90 <= tolerance / 2:
                 return rule
         return self.rules[-1]
 

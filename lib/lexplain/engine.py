@@ -23,6 +23,7 @@ from torch import Tensor
 from lexplain.classifier import Classifier, Encoding, Window
 from lexplain.errors import DocumentError, ModelError, PlanError, Problem
 from lexplain.methods import Attribution, Inputs, Method
+from lexplain.methods.masks import weigh_windows
 from lexplain.passes import Budget, Evaluation
 from lexplain.words import Word, merge_tokens, segment
 
@@ -133,8 +134,8 @@ class Explainer:
         family = str(classifier.model.config.model_type)
         if method.models and family not in method.models:
             raise ModelError(
-                f"model_type={family!r} is not explained by {method.id}. Its scores would have followed rules of other "
-                f"layers. Write a method for any model, or a model of: {', '.join(method.models)}."
+                f"model_type={family!r} must be one of {', '.join(method.models)} for {method.id}. Its scores would have "
+                "followed the rules of other layers. Write one of these models, or another method."
             )
         if classifier.problem == "regression":
             raise ModelError(
@@ -341,11 +342,19 @@ class Explainer:
                 continue
             target, window = row.target, row.window
             content = ~np.asarray(window.special, dtype=bool)
-            target.token_scores[window.start : window.stop] += scores[number, : len(window.ids)][content]
+            weight = self._weigh(row.document)[row.number]
+            target.token_scores[window.start : window.stop] += weight * scores[number, : len(window.ids)][content]
             target.baseline_score += baseline_score[number]
             target.gap += gap[number]
             target.evaluations += evaluations[number]
             target.converged &= converged[number]
+
+    def _weigh(self, document: _Document) -> Sequence[NDArray[np.float64] | float]:
+        """Return what each window counts for its tokens: additive scores are averaged, masks are blended."""
+        windows = document.encoding.windows
+        if self._method.mask:
+            return weigh_windows([(window.start, window.stop) for window in windows])
+        return [1 / len(windows)] * len(windows)
 
     def _close(self, document: _Document) -> Outcome:
         """Merge the windows and tokens of a text into word scores."""
@@ -361,8 +370,13 @@ class Explainer:
         windows, offsets = document.encoding.windows, document.encoding.offsets
         seen_until = int(offsets[:, 1].max(initial=0))
         words = [word for word in document.words if word.start < seen_until]
-        token_scores = target.token_scores / len(windows)
-        word_scores, other = merge_tokens(words, offsets, token_scores, document.text, rule=self._merge)
+        token_scores = target.token_scores
+        if self._method.mask:  # a word has the mean of its tokens, by the characters that they share
+            ones = np.ones_like(token_scores)
+            sums, other = merge_tokens(words, offsets, token_scores, document.text, rule="sum")
+            word_scores = sums / np.maximum(merge_tokens(words, offsets, ones, document.text, rule="sum")[0], 1e-9)
+        else:
+            word_scores, other = merge_tokens(words, offsets, token_scores, document.text, rule=self._merge)
         target_score = float(document.logits[:, target.label].mean())
         baseline_score, gap = target.baseline_score / len(windows), target.gap / len(windows)
         difference = abs(target_score - baseline_score)

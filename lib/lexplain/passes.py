@@ -148,6 +148,11 @@ class Evaluation:
             points = order[starts[unfit] : starts[unfit] + sizes[unfit]]
             self.unfit.update(rows.numpy()[points].tolist())
 
+    def probabilities(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Return the probability of each row's target, (N,)."""
+        # in float64: 1 - p of a sure prediction is a rounding error of float32
+        return self._classifier.probabilities(logits.double()).gather(1, self._targets[rows, None])[:, 0]
+
     def _pass(
         self, points: Tensor, rows: Tensor, place: Place, see: See, objective: Objective, gradients: bool
     ) -> None:

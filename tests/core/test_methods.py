@@ -6,7 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
@@ -19,6 +19,9 @@ import oracles
 from lexplain.errors import MethodError
 from lexplain.methods import METHODS, Attribution, Evaluate, Inputs, Method, find_method, method
 from lexplain.methods.paths import Rule, integrated_gradients, quadrature
+
+if TYPE_CHECKING:
+    from lexplain.methods import Objective, Place, See
 
 RULES: tuple[Rule, ...] = ("midpoint", "trapezoid", "gauss_legendre")
 
@@ -51,6 +54,23 @@ class Formula:
         values = self.formula(points)
         (gradient,) = torch.autograd.grad(values.sum(), points)
         return values.detach(), ((self.x - self.baseline)[rows] * gradient).sum(-1)
+
+    def visit(
+        self, rows: Tensor, place: Place, see: See, *, share: Tensor | None = None, objective: Objective | None = None,
+        gradients: bool = True,
+    ) -> None:  # fmt: skip
+        """In passes of three points, the last ones first; the only logit is F."""
+        for points in reversed(torch.arange(len(rows)).split(3)):
+            leaf = place(points, self.x.shape[1]).detach().requires_grad_(gradients)
+            values = self.formula(leaf)
+            if objective is not None:
+                values = objective(values[:, None], rows[points])
+            found = torch.autograd.grad(values.sum(), leaf)[0] if gradients else None
+            self.gradients += len(points) if gradients else 0
+            see(points, values.detach(), found)
+
+    def probabilities(self, logits: Tensor, rows: Tensor) -> Tensor:
+        return logits[:, 0].sigmoid()
 
 
 @pytest.fixture

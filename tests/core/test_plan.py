@@ -865,7 +865,7 @@ def test_table_of_changes_names_every_key_of_a_plan():
         ({}, {"training__format": "csv"}),
         ({}, {"keywords__evidence": "true_positives"}),
         ({"keywords__labels": ["a", "b"]}, {"keywords__labels": ["b", "a", "a"]}),
-        ({}, {"method__options": {"rule": "adaptive", "tolerance": 0.05, "baseline": "mask"}}),
+        ({}, {"method__options": {"rule": "adaptive", "tolerance": 0.04, "baseline": "mask"}}),
         ({"keywords__theta": 1}, {"keywords__theta": 1.0}),
         (
             {"corpus__path": "s3://b/a.parquet"},

@@ -354,7 +354,10 @@ def interrupt(classifier: Classifier) -> None:
 def test_other_methods_may_use_the_model_meanwhile(shelf: Shelf, family: str) -> None:
     """Another thread's LRP stands still in the middle of its pass while this one explains with the same network."""
     classifier = Classifier.load(shelf.folder(family))
-    alone = explain(classifier, TEXTS[0]), explain(classifier, TEXTS[0], method="integrated_gradients", nodes=5)
+    alone = (
+        explain(classifier, TEXTS[0]),
+        explain(classifier, TEXTS[0], method="integrated_gradients", rule="midpoint", nodes=5),
+    )
     inside, done = threading.Event(), threading.Event()
     found: list[Explanation] = []
     worker = threading.Thread(target=lambda: found.append(explain(classifier, TEXTS[0])))
@@ -368,7 +371,7 @@ def test_other_methods_may_use_the_model_meanwhile(shelf: Shelf, family: str) ->
     try:
         worker.start()
         assert inside.wait(60)
-        found.append(explain(classifier, TEXTS[0], method="integrated_gradients", nodes=5))
+        found.append(explain(classifier, TEXTS[0], method="integrated_gradients", rule="midpoint", nodes=5))
         meanwhile = explain(classifier, TEXTS[0])
         done.set()
         worker.join(60)

@@ -259,7 +259,7 @@ def test_a_fresh_process_loads_a_folder_through_the_classifier_alone(shelf: Shel
 
 def test_integrated_gradients_is_complete(shelf: Shelf) -> None:
     explainer = Explainer(
-        shelf.classifier("textcnn"), find_method("integrated_gradients"), {"nodes": 300}, max_tokens=12, overlap=2,
+        shelf.classifier("textcnn"), find_method("integrated_gradients"), {"rule": "midpoint", "nodes": 300}, max_tokens=12, overlap=2,
         max_windows=None, merge="sum", budget_tokens=2000,
     )  # fmt: skip
     for outcome in explainer.explain(TEXTS):

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     METHODS: Mapping[str, Method]
     """Every method by versioned id; the families are imported when it is first read."""
 
-_FAMILIES = ("paths", "relevance")
+_FAMILIES = ("paths", "gradients", "relevance", "masks", "controls")
 
 _registered: dict[str, Method] = {}
 
@@ -125,6 +125,16 @@ class Evaluate(Protocol):
             gradients: False: values only.
         """
 
+    def probabilities(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """Return the probability of each row's target, (N,), differentiable: an objective for `visit`.
+
+        A softmax or a sigmoid, as the model was trained.
+
+        Args:
+            logits: (N, C).
+            rows: (N,) long, on the model's device.
+        """
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Attribution:
@@ -144,6 +154,31 @@ class Attribution:
     completeness_gap: Tensor
     evaluations: Tensor
     converged: Tensor
+
+    @classmethod
+    def from_scores(cls, scores: Tensor, evaluate: Evaluate, inputs: Inputs, *, evaluations: int) -> Attribution:
+        """Return the attribution of a method that has no stopping rule and takes the same points for every row.
+
+        Args:
+            scores: (B, S) float64.
+            evaluate: The model with the target of each row.
+            inputs: The rows.
+            evaluations: Points a row at which a gradient was taken.
+
+        Note:
+            Runs on: executor. Cost: one forward pass a row, for F(baseline).
+        """
+        import torch
+
+        count = len(inputs.x)
+        baseline_score = evaluate.logits(torch.arange(count), torch.zeros(count, dtype=torch.float64))
+        return cls(
+            scores=scores,
+            baseline_score=baseline_score,
+            completeness_gap=inputs.target_score - baseline_score - scores.sum(-1),
+            evaluations=torch.full((count,), evaluations),
+            converged=torch.ones(count, dtype=torch.bool),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +206,8 @@ class Method:
         complete: Scores sum to F(x) - F(baseline), up to the completeness gap.
         signed: A positive score raises the target logit, a negative one lowers it.
         stochastic: Draws random numbers.
+        mask: Scores are a mask, the part of each token that is kept, in [0, 1]. A mask is not additive: the
+            windows of a text are blended, and a word has the mean of its tokens, not their sum.
         cite: Key of the paper.
         options: By name, in the order of the signature.
         across: Takes the options that are not at their defaults, returns what is wrong between them.
@@ -182,6 +219,7 @@ class Method:
     complete: bool
     signed: bool
     stochastic: bool
+    mask: bool
     cite: str
     options: Mapping[str, Option]
     across: Callable[[Mapping[str, object]], list[Problem]]
@@ -229,7 +267,7 @@ Function = TypeVar("Function", bound=Callable[..., "Attribution"])
 
 def method(
     *, version: int, cite: str, complete: bool = False, signed: bool = True, stochastic: bool = False,
-    models: tuple[str, ...] = (), ranges: Mapping[str, tuple[float, float]] | None = None,
+    mask: bool = False, models: tuple[str, ...] = (), ranges: Mapping[str, tuple[float, float]] | None = None,
     across: Callable[[Mapping[str, object]], list[Problem]] = lambda options: [],
 ) -> Callable[[Function], Function]:  # fmt: skip
     """Register a function as an attribution method under `NAME.vVERSION`.
@@ -241,6 +279,7 @@ def method(
         signed: Scores have a sign.
         stochastic: Draws random numbers.
         models: Types of models that it explains; empty: any.
+        mask: Scores are a mask in [0, 1].
         ranges: Smallest and largest value of an option, both allowed.
         across: Takes the options that are not at their defaults, returns what is wrong between them.
 
@@ -269,7 +308,7 @@ def method(
                 f"Write another name, or version={version + 1}."
             )
         _registered[identity] = Method(
-            identity, function, complete, signed, stochastic, cite, options, across, models
+            identity, function, complete, signed, stochastic, mask, cite, options, across, models
         )  # fmt: skip
         return function
 

@@ -71,7 +71,7 @@ def check_rule(options: Mapping[str, object]) -> list[Problem]:
 )  # fmt: skip
 def integrated_gradients(
     evaluate: Evaluate, inputs: Inputs, *, rule: Rule = "adaptive", nodes: int | None = None, baseline: str = "mask",
-    tolerance: float = 0.05, max_nodes: int = 64, unconverged: Literal["keep", "more", "reject"] = "keep",
+    tolerance: float = 0.04, max_nodes: int = 64, unconverged: Literal["keep", "more", "reject"] = "keep",
 ) -> Attribution:  # fmt: skip
     """Return one score a token: the gradient of the target logit, integrated along the straight line to x.
 

@@ -116,11 +116,6 @@ def _choose_rule(model: Any, rule: Rule, bias_factor: float) -> Rule:
     """Return the rule for a model, or refuse."""
     config = model.config
     kind = str(config.model_type)
-    if kind != "textcnn" and kind not in TRANSFORMERS:
-        raise ModelError(
-            f"model_type={kind!r} must be one of textcnn, {', '.join(TRANSFORMERS)} for lrp. Layers without a rule "
-            f"would have passed on plain gradients. Write another method, as integrated_gradients."
-        )
     known: tuple[Rule, ...] = ("epsilon",) if kind == "textcnn" else ("attnlrp", "cp_lrp")
     if rule not in ("auto", *known):
         raise ModelError(
