@@ -6,6 +6,7 @@ a DataFrame or a model.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,9 +27,10 @@ from lexplain.executor import (
     word_rows,
 )
 from lexplain.plan import FindMethod, Plan
+from lexplain.schema import TABLES
 from lexplain.session import count_slots, is_local
 from lexplain.splits import Split
-from lexplain.tables import TABLES, Tables, quote_list, quote_text
+from lexplain.tables import Tables, quote_list, quote_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,6 +72,7 @@ class ExplainedModel:
         folder: Where executors read it.
         digest: What `digest_folder` gave for it.
         drawn: The split it was fine-tuned on; None for a model the user brought.
+        calibration: What `Calibration.to_json` gave; None where there is none.
     """
 
     split: int
@@ -77,6 +80,7 @@ class ExplainedModel:
     folder: str
     digest: str
     drawn: Split | None
+    calibration: str | None = None
 
     def held_out(self, plan: Plan) -> str:
         """Return the SQL condition on (text_digest, trainable, seen_by): the model has not trained on the document."""
@@ -123,6 +127,7 @@ class Attribution:
         models: Models to explain, one a split.
         corpus: The staged corpus.
         training: The staged training documents; None where the models were brought.
+        prepare: Returns models with what the method needs to know of them; called once they are known to load.
     """
 
     tables: Tables
@@ -131,6 +136,7 @@ class Attribution:
     models: Sequence[ExplainedModel]
     corpus: Staged
     training: Staged | None
+    prepare: Callable[[Sequence[ExplainedModel]], Sequence[ExplainedModel]]
 
     def explain(self, progress: Progress) -> str | None:
         """Explain every document with every model that has not trained on it; finished chunks are left alone.
@@ -152,9 +158,12 @@ class Attribution:
         progress.start("attribute", planned, "documents", planned - missing)
         self._check_rejected(counts)
         device = None
+        models = self.models
         if pending:
-            device = _check_models(self.tables.spark, self.plan, self.find_method, self.models)
-        for wave in self._waves():
+            device = _check_models(self.tables.spark, self.plan, self.find_method, models)
+            models = self.prepare(models)
+            progress.start("attribute", planned, "documents", planned - missing)
+        for wave in self._waves(models):
             for increment, bucket, owed in _group_chunks(pending, wave):
                 made = self._explain_chunk(wave, increment, bucket)
                 counts = {status: counts[status] + made[status] for status in STATUSES}
@@ -206,23 +215,8 @@ class Attribution:
         ).collect()
         return dict.fromkeys(STATUSES, 0) | {row["status"]: int(row["documents"]) for row in rows}
 
-    def _read_documents(self, models: Sequence[ExplainedModel], where: str) -> DataFrame:
-        """Return staged documents with `splits`, the numbers of the models that must explain each."""
-        staged = self.tables.read("staged").where(f"corpus_key = {quote_text(self.corpus.key)} AND {where}")
-        if self.training is None:
-            staged = staged.selectExpr("*", "FALSE AS trainable")
-        else:  # by text, also within one source: a copy without a label was trained on as well
-            trained = (
-                self.tables.read("staged").where(f"{self.training.where} AND size(labels) > 0")
-                .selectExpr("text_digest", "TRUE AS in_training").distinct()
-            )  # fmt: skip
-            staged = staged.join(trained, "text_digest", "left")
-            staged = staged.selectExpr("*", "coalesce(in_training, FALSE) AS trainable")
-        owed = ", ".join(f"CASE WHEN {model.held_out(self.plan)} THEN {model.split} END" for model in models)
-        return staged.selectExpr(
-            "corpus_key", "increment", "bucket", "doc_id", "text", "text_digest", "labels", "defect",
-            f"array_compact(array({owed})) AS splits",
-        )  # fmt: skip
+    def _read(self, models: Sequence[ExplainedModel], where: str) -> DataFrame:
+        return read_documents(self.tables, self.plan, models, self.corpus, self.training, where)
 
     def _write_ledger(self) -> None:
         """Write, before the first task, how many documents each model owes each chunk."""
@@ -236,7 +230,7 @@ class Attribution:
             keys = ", ".join(f"{model.split}, {quote_text(model.explain_key)}" for model in missing)
             # A chunk that a model owes nothing is in the ledger too, with 0 documents: it is finished from the start.
             ledger = (
-                self._read_documents(missing, f"increment = {increment}")
+                self._read(missing, f"increment = {increment}")
                 .selectExpr("increment", "bucket", "splits", f"explode(array({splits})) AS split")
                 .selectExpr("increment", "bucket", "split", "CAST(array_contains(splits, split) AS BIGINT) AS owed")
                 .groupBy("increment", "bucket", "split").sum("owed")
@@ -260,8 +254,8 @@ class Attribution:
         ).collect()
         return [row.asDict() for row in rows]
 
-    def _waves(self) -> Iterator[Sequence[ExplainedModel]]:
-        ordered = sorted(self.models, key=lambda model: model.split)
+    def _waves(self, models: Sequence[ExplainedModel]) -> Iterator[Sequence[ExplainedModel]]:
+        ordered = sorted(models, key=lambda model: model.split)
         size = self.plan.execution.models_in_memory
         for start in range(0, len(ordered), size):
             yield ordered[start : start + size]
@@ -278,8 +272,8 @@ class Attribution:
         if not models:
             return dict.fromkeys(STATUSES, 0)
         owed = {model.explain_key: owed[model.explain_key] for model in models}
-        task = make_task(spark, plan, self.find_method, _as_tasks(models))
-        documents = self._read_documents(models, place).where("size(splits) > 0")
+        task = make_task(spark, plan, self.find_method, as_tasks(models))
+        documents = self._read(models, place).where("size(splits) > 0")
         tasks = max(1, ceil(documents.count() / _TASK_DOCUMENTS))
         ordered = documents.repartition(tasks, "text_digest").sortWithinPartitions("text_digest", "doc_id")
         explaining = _explaining(task, plan.execution.device, is_local(spark))
@@ -324,6 +318,36 @@ class Attribution:
         )
 
 
+def read_documents(
+    tables: Tables, plan: Plan, models: Sequence[ExplainedModel], corpus: Staged, training: Staged | None, where: str
+) -> DataFrame:
+    """Return staged documents with `splits`, the numbers of the models that must explain each.
+
+    Args:
+        tables: The sink.
+        plan: Says what models that were brought have seen.
+        models: Who explains.
+        corpus: What is explained.
+        training: What the models were trained on; None where they were brought.
+        where: SQL condition on (increment, bucket).
+    """
+    staged = tables.read("staged").where(f"corpus_key = {quote_text(corpus.key)} AND {where}")
+    if training is None:
+        staged = staged.selectExpr("*", "FALSE AS trainable")
+    else:  # by text, also within one source: a copy without a label was trained on as well
+        trained = (
+            tables.read("staged").where(f"{training.where} AND size(labels) > 0")
+            .selectExpr("text_digest", "TRUE AS in_training").distinct()
+        )  # fmt: skip
+        staged = staged.join(trained, "text_digest", "left")
+        staged = staged.selectExpr("*", "coalesce(in_training, FALSE) AS trainable")
+    owed = ", ".join(f"CASE WHEN {model.held_out(plan)} THEN {model.split} END" for model in models)
+    return staged.selectExpr(
+        "corpus_key", "increment", "bucket", "doc_id", "text", "text_digest", "labels", "defect",
+        f"array_compact(array({owed})) AS splits",
+    )  # fmt: skip
+
+
 def _group_chunks(pending: Sequence[Mapping[str, Any]], wave: Sequence[ExplainedModel]) -> list[tuple[int, int, int]]:
     """Return (increment, bucket, documents pending) of the chunks that lack something of a wave, in order."""
     keys = {model.explain_key for model in wave}
@@ -353,8 +377,11 @@ def _check_chunk(explained: DataFrame, chunk: str, owed: Mapping[str, int]) -> d
     return counts
 
 
-def _as_tasks(models: Sequence[ExplainedModel]) -> list[ModelTask]:
-    return [ModelTask(model.split, model.explain_key, model.folder, model.digest) for model in models]
+def as_tasks(models: Sequence[ExplainedModel]) -> list[ModelTask]:
+    """Return what a worker is told of models."""
+    return [
+        ModelTask(model.split, model.explain_key, model.folder, model.digest, model.calibration) for model in models
+    ]
 
 
 def _explaining(
@@ -389,7 +416,7 @@ def _check_models(spark: SparkSession, plan: Plan, find_method: FindMethod, mode
         ModelError: With the executor's own words.
     """
     local = is_local(spark)
-    task = make_task(spark, plan, find_method, _as_tasks(models))
+    task = make_task(spark, plan, find_method, as_tasks(models))
     requested = plan.execution.device
 
     def check(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -421,7 +448,8 @@ def register_explain(
 ) -> None:
     """Register the SQL function `explain(text)`: the attribution stage's kernel as an iterator pandas UDF.
 
-    It takes a string or binary column and returns `EXPLAIN_TYPE`: status, reason, and for each predicted label the
+    Whatever the plan's accuracy, each explanation is within its tolerance: it is made to be read. It takes a string or
+    binary column and returns `EXPLAIN_TYPE`: status, reason, and for each predicted label the
     words with their scores. Device, model cache, batching and rejection rules are the stage's own.
 
     Args:
@@ -435,6 +463,7 @@ def register_explain(
     from pyspark.sql.pandas.functions import pandas_udf
 
     local = is_local(spark)
+    plan = dataclasses.replace(plan, method=dataclasses.replace(plan.method, accuracy="document"))
     task = make_task(spark, plan, find_method, [model])
     requested = plan.execution.device
 

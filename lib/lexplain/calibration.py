@@ -21,8 +21,17 @@ from lexplain.errors import MethodError
 if TYPE_CHECKING:
     from scipy.interpolate import CubicSpline
 
-SAMPLE_NODES = 33
-"""Equally spaced points at which a sample is evaluated, both ends among them."""
+SAMPLE_NODES = (33, 65, 129)
+"""Equally spaced points at which a sample is evaluated, both ends among them: more where the gradient is sharper."""
+
+SAMPLE_DOCUMENTS = 48
+"""Documents of a sample; errors of the rules hardly fall with more."""
+
+MOST_REFERENCE_ERROR = 0.04
+"""Largest `reference_error` at which a sample's own reference counts as converged."""
+
+QUADRATURE_SHARE = 0.5
+"""Error that few nodes may add to a word's mean, as a share of the standard error between documents."""
 
 MOST_NODES = 16
 """Nodes of the largest fitted rule: past it a fixed rule is as good."""
@@ -31,6 +40,8 @@ MOST_NODES = 16
 _FINER = 4
 # Of the sample, what rules are fitted on; their errors are measured on the rest.
 _FITTED_SHARE = 2 / 3
+# Words of a class whose order is compared.
+_LISTED = 20
 # How far a node may move in one step of the search, in candidates.
 _REACH = 6
 
@@ -75,6 +86,38 @@ class CalibratedRule:
 
 
 @dataclass(frozen=True)
+class KeywordAccuracy:
+    """What few nodes do to class keyword lists, measured on the sample.
+
+    Attributes:
+        nodes: Nodes of the rule for class keyword tables.
+        quadrature_share: Error that this rule adds to a word's mean over the corpus, as a share of its standard error.
+        list_overlap: Rank-biased overlap of its lists with the converged ones of the same documents, mean over classes.
+        sampling_overlap: Rank-biased overlap of converged lists of one half of the documents with those of the other.
+    """
+
+    nodes: int
+    quadrature_share: float
+    list_overlap: float | None
+    sampling_overlap: float | None
+
+
+@dataclass(frozen=True)
+class SampledPath:
+    """One document of a sample.
+
+    Attributes:
+        label: The label that is explained.
+        words: Word key of each token, None outside words, (S,).
+        derivatives: (N, S) along the line by token, at equally spaced points from baseline to input.
+    """
+
+    label: str
+    words: tuple[str | None, ...]
+    derivatives: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What a sample of documents says about one model and baseline.
 
@@ -82,11 +125,13 @@ class Calibration:
         rules: Fitted rules, by ascending number of nodes.
         n_documents: Documents of the sample; (window, target) pairs where texts are long.
         reference_error: Median relative difference between the sample's own reference and that of half its points.
+        keywords: How many nodes a class keyword list needs.
     """
 
     rules: tuple[CalibratedRule, ...]
     n_documents: int
     reference_error: float
+    keywords: KeywordAccuracy
 
     def rule(self, nodes: int) -> CalibratedRule:
         """Return the rule with so many nodes.
@@ -121,32 +166,34 @@ class Calibration:
         rules: list[dict[str, Any]] = fields.pop("rules")
         for rule in rules:
             rule |= {name: tuple(rule[name]) for name in ("nodes", "weights", "companion")}
-        return cls(rules=tuple(CalibratedRule(**rule) for rule in rules), **fields)
+        keywords = KeywordAccuracy(**fields.pop("keywords"))
+        return cls(rules=tuple(CalibratedRule(**rule) for rule in rules), keywords=keywords, **fields)
 
 
-def fit_calibration(paths: Sequence[NDArray[np.float64]]) -> Calibration:
-    """Fit rules of 1 to `MOST_NODES` nodes to a sample.
+def fit_calibration(sample: Sequence[SampledPath], *, n_documents: int) -> Calibration:
+    """Fit rules of 1 to `MOST_NODES` nodes to a sample, and choose how many a keyword list needs.
 
     Nodes are added one after the other, where they lower the mean squared relative error most, then moved until no
     move lowers it; weights are the non-negative least squares ones.
 
     Args:
-        paths: For each document (`SAMPLE_NODES`, S) derivatives along the line by token, at equally spaced points
-            from baseline to input. At least 12, and more than noise: a document without scores teaches nothing.
+        sample: At least 12 documents with scores: one without teaches nothing.
+        n_documents: Documents of the corpus that the model explains: the more, the smaller the noise between them,
+            and the more accurate the nodes must be to stay below it.
 
     Raises:
         MethodError: Fewer than 12 documents have scores.
 
     Note:
         Runs on: driver. Cost: seconds; Gram matrices of the documents are all that is kept.
-        Source: the calibrated rule of this project; no paper.
     """
-    paths = [path for path in paths if np.isfinite(path).all() and np.linalg.norm(_reference(path)) > 0]
-    if len(paths) < 12:
+    sample = [each for each in sample if np.isfinite(each.derivatives).all() and np.any(_reference(each.derivatives))]
+    if len(sample) < 12:
         raise MethodError(
-            f"sample={len(paths)} documents with scores are too few to calibrate on. The rules would have fitted their "
-            f"noise. Write rule: adaptive, or a larger corpus."
+            f"sample={len(sample)} documents with scores are too few to calibrate on. The rules would have fitted their "
+            "noise. Write accuracy: document, or a larger corpus."
         )
+    paths = [each.derivatives for each in sample]
     cut = round(len(paths) * _FITTED_SHARE)
     gram, projection = _normalised_gram(paths[:cut])
     held_out = [_finer(path) / np.linalg.norm(_reference(path)) for path in paths[cut:]]
@@ -158,7 +205,88 @@ def fit_calibration(paths: Sequence[NDArray[np.float64]]) -> Calibration:
     halves = [
         np.linalg.norm(_reference(path) - _reference(path[::2])) / np.linalg.norm(_reference(path)) for path in paths
     ]
-    return Calibration(tuple(rules), len(paths), float(np.median(halves)))
+    keywords = _choose_nodes(sample, rules, n_documents)
+    return Calibration(tuple(rules), len(paths), float(np.median(halves)), keywords)
+
+
+def _choose_nodes(sample: Sequence[SampledPath], rules: Sequence[CalibratedRule], n_documents: int) -> KeywordAccuracy:
+    """Return the smallest rule whose error in the words' means stays below `QUADRATURE_SHARE` of their noise.
+
+    The mean difference of a word's scores from the converged ones is partly chance, which falls with the number of
+    documents as their own noise does, and partly the same in every document, which does not.
+    """
+    exact = [_score_words(each, _reference(each.derivatives)) for each in sample]
+    growth = n_documents / len(sample)
+    for rule in rules:
+        numbers = np.round(np.array(rule.nodes) * _FINER * (len(sample[0].derivatives) - 1)).astype(int)
+        found = [_score_words(each, rule.weights @ _finer(each.derivatives)[numbers]) for each in sample]
+        share = _compare_noise(sample, exact, found, growth)
+        if share <= QUADRATURE_SHARE or rule is rules[-1]:
+            break
+    labels = [each.label for each in sample]
+    overlap = _mean_overlap(_list_words(labels, exact), _list_words(labels, found))
+    halves = [_list_words(labels[half::2], exact[half::2]) for half in (0, 1)]
+    return KeywordAccuracy(len(rule.nodes), share, overlap, _mean_overlap(*halves))
+
+
+def _score_words(document: SampledPath, scores: NDArray[np.float64]) -> dict[str, float]:
+    """Return the sum of each word's scores, divided by the L2 norm of all."""
+    sums: dict[str, float] = {}
+    norm = float(np.linalg.norm(scores)) or 1.0
+    for word, score in zip(document.words, scores.tolist(), strict=True):
+        if word is not None:
+            sums[word] = sums.get(word, 0.0) + score / norm
+    return sums
+
+
+def _compare_noise(
+    sample: Sequence[SampledPath], exact: Sequence[dict[str, float]], found: Sequence[dict[str, float]], growth: float
+) -> float:
+    """Return the error of the words' means over a corpus `growth` times the sample, as a share of their noise."""
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for document, right, approximate in zip(sample, exact, found, strict=True):
+        for word, score in right.items():
+            pairs.setdefault((document.label, word), []).append((score, approximate[word] - score))
+    bias = chance = noise = 0.0
+    for values in pairs.values():
+        if len(values) < 3:
+            continue
+        scores, errors = np.array(values).T
+        variance = errors.var(ddof=1) / len(values)
+        bias += errors.mean() ** 2 - variance
+        chance += variance / growth
+        noise += scores.var(ddof=1) / len(values) / growth
+    return float(np.sqrt((max(bias, 0.0) + chance) / noise)) if noise else 0.0
+
+
+def _list_words(labels: Sequence[str], documents: Sequence[dict[str, float]]) -> dict[str, list[str]]:
+    """Return each label's words by falling mean score; those of one document alone are left out."""
+    totals: dict[str, dict[str, list[float]]] = {}
+    for label, words in zip(labels, documents, strict=True):
+        for word, score in words.items():
+            totals.setdefault(label, {}).setdefault(word, []).append(score)
+    lists = {}
+    for label, words_of in totals.items():
+        means = {word: float(np.mean(scores)) for word, scores in words_of.items() if len(scores) > 1}
+        lists[label] = sorted((word for word in means if means[word] > 0), key=lambda word: (-means[word], word))[
+            :_LISTED
+        ]
+    return lists
+
+
+def _mean_overlap(first: dict[str, list[str]], second: dict[str, list[str]]) -> float | None:
+    """Return the mean rank-biased overlap (Webber et al. 2010, p = .9, extrapolated) of the labels' lists."""
+    overlaps = []
+    for label in first.keys() & second.keys():
+        depth = min(len(first[label]), len(second[label]))
+        if depth == 0:
+            continue
+        shared = [len(set(first[label][:d]) & set(second[label][:d])) for d in range(1, depth + 1)]
+        decay = 0.9 ** np.arange(1, depth + 1)
+        overlaps.append(
+            shared[-1] / depth * decay[-1] + (0.1 / 0.9) * sum(np.array(shared) / range(1, depth + 1) * decay)
+        )
+    return float(np.mean(overlaps)) if overlaps else None
 
 
 def _measure(
@@ -178,9 +306,8 @@ def _measure(
         ratio = float((errors / differences.clip(1e-300)).max())
         candidates.append((float(np.quantile(ratio * differences, 0.9)), ratio, companion))
     estimate_p90, ratio, companion = min(candidates, key=lambda candidate: candidate[0])
-    step = (SAMPLE_NODES - 1) * _FINER
     return CalibratedRule(
-        nodes=tuple(number / step for number in chosen),
+        nodes=tuple(number / (len(gram) - 1) for number in chosen),
         weights=tuple(weights.tolist()),
         companion=tuple(companion.tolist()),
         ratio=ratio,
@@ -209,7 +336,7 @@ def _spline(path: NDArray[np.float64]) -> CubicSpline:
 
 def _normalised_gram(paths: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the means over documents of C C^T / |a|^2, (N, N), and of C a / |a|^2, (N,)."""
-    size = (SAMPLE_NODES - 1) * _FINER + 1
+    size = (len(paths[0]) - 1) * _FINER + 1
     gram, projection = np.zeros((size, size)), np.zeros(size)
     for path in paths:
         reference, candidates = _reference(path), _finer(path)

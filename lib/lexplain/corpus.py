@@ -16,8 +16,9 @@ from lexplain.errors import CorpusError
 from lexplain.executor import add_word_keys
 from lexplain.keys import corpus_key
 from lexplain.plan import Source
+from lexplain.schema import TABLES
 from lexplain.sources import literal_path, read_documents, read_source, refuse_source
-from lexplain.tables import TABLES, Tables, quote_identifier, quote_text
+from lexplain.tables import Tables, quote_identifier, quote_text
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lexplain.calibration import SampledPath
 from lexplain.classifier import Classifier, Encoding, Window
 from lexplain.errors import DocumentError, ModelError, PlanError, Problem
 from lexplain.methods import Attribution, Inputs, Method
@@ -270,7 +271,7 @@ class Explainer:
         if batch:
             yield batch
 
-    def sample_paths(self, texts: Sequence[str], nodes: int) -> list[NDArray[np.float64]]:
+    def sample_paths(self, texts: Sequence[str], nodes: int) -> list[SampledPath]:
         """Return the derivatives along the line from baseline to input: what a calibration is fitted to.
 
         Args:
@@ -278,14 +279,14 @@ class Explainer:
             nodes: Equally spaced points, both ends among them.
 
         Returns:
-            For each text that has a predicted label and can be explained, (nodes, tokens of the window).
+            One a distinct text that has a predicted label and can be explained.
 
         Note:
             Runs on: executor. Cost: `nodes` forward and backward passes a text.
         """
         documents = self.read_texts(texts).distinct
         self._predict([document for document in documents if document.rejection is None])
-        paths: list[NDArray[np.float64]] = []
+        sampled: list[SampledPath] = []
         for batch in self._batches([document for document in documents if document.rejection is None]):
             rows = [row for row in batch if row.number == 0 and row.target is row.document.targets[0]]
             if not rows:
@@ -294,12 +295,12 @@ class Explainer:
             alphas = torch.linspace(0, 1, nodes, dtype=torch.float64).repeat(len(rows))
             derivatives = evaluate.directional(torch.arange(len(rows)).repeat_interleave(nodes), alphas)[1]
             found = derivatives.view(len(rows), nodes, -1).cpu().numpy()
-            paths += [
-                found[number, :, : len(row.window.ids)]
-                for number, row in enumerate(rows)
-                if number not in evaluate.unfit
-            ]
-        return paths
+            for number, row in enumerate(rows):
+                if number not in evaluate.unfit:
+                    keys = [None if word < 0 else row.document.words[word].key for word in row.find_words()]
+                    label = self._classifier.labels[row.target.label]
+                    sampled.append(SampledPath(label, tuple(keys), found[number, :, : len(keys)]))
+        return sampled
 
     def _place(self, rows: Sequence[_Row]) -> tuple[Evaluation, Inputs]:
         """Return a batch of rows as a method sees them."""

@@ -75,6 +75,17 @@ EXPLANATIONS = pa.schema(
 """One row a (model, document, predicted label), in the column order of the `explanations` table."""
 
 
+SAMPLES = pa.schema(
+    [
+        ("split", pa.int32()),
+        ("label", pa.string()),
+        ("words", pa.list_(pa.string())),
+        ("derivatives", pa.list_(pa.float32())),
+    ]
+)
+"""One row a (model, sampled document): a `SampledPath`, its derivatives row after row."""
+
+
 @dataclass(frozen=True)
 class ModelTask:
     """One model of a task.
@@ -335,6 +346,30 @@ def explain_batches(batches: Iterator[pa.RecordBatch], task: ExplainTask, device
             under_way = job
         if under_way is not None:
             yield _finish(under_way, task, device)
+
+
+def sample_batches(
+    batches: Iterator[pa.RecordBatch], task: ExplainTask, nodes: int, device: str
+) -> Iterator[pa.RecordBatch]:
+    """Evaluate sampled documents along their paths: what calibrations are fitted to.
+
+    Args:
+        batches: As `explain_batches` takes them.
+        task: Models and method.
+        nodes: Equally spaced points of each path.
+        device: As `choose_device` returns it.
+
+    Yields:
+        Batches of `SAMPLES`; a document that cannot be explained gives no row.
+    """
+    for documents, model in _pair(batches, task):
+        explainer = open_explainer(task, model, device)
+        texts = [document.text for document in _read(_texts(documents), task, explainer)[1].distinct]
+        rows = [
+            {"split": model.split, "label": path.label, "words": path.words, "derivatives": path.derivatives.ravel()}
+            for path in explainer.sample_paths(texts, nodes)
+        ]
+        yield pa.RecordBatch.from_pylist(rows, schema=SAMPLES)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,13 @@ def explain_key(plan: Plan, find_method: FindMethod, model_digest: str, held_out
     return digest("explain", model_digest, held_out, *_method(plan, find_method), plan.text, WORD_RULES)
 
 
+def calibration_key(plan: Plan, find_method: FindMethod, model_digest: str) -> str:
+    """Key of a model's calibration: what decides where on the path its gradient moves, and what its scores are."""
+    method = find_method(plan.method.id)
+    baseline = method.complete_options(plan.method.asked).get("baseline")
+    return digest("calibration", model_digest, method.id, baseline, plan.method.precision, plan.text.max_tokens)
+
+
 def evidence_key(plan: Plan) -> str:
     """Key of the word sums: everything that decides which scores are added up."""
     rules = plan.keywords

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from lexplain.evidence import NORMALISED_SCORE, is_evidence, select_best_words, strip_word
 from lexplain.keys import evidence_key
-from lexplain.tables import SCORE, SCORE_SUM, quote_list, quote_text
+from lexplain.schema import SCORE, SCORE_SUM
+from lexplain.tables import quote_list, quote_text
 
 if TYPE_CHECKING:
     from pyspark.sql import Row

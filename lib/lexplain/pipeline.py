@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,7 +20,9 @@ from lexplain.executor import ModelTask
 from lexplain.keys import corpus_key, keyword_key, run_id
 from lexplain.keywords import describe_evidence, rank_keywords, sum_words
 from lexplain.plan import FindMethod, Plan, Sink, Source
-from lexplain.tables import TABLES, Tables, quote_list, quote_text
+from lexplain.preparation import calibrate_models, find_calibrations
+from lexplain.schema import TABLES
+from lexplain.tables import Tables, quote_list, quote_text
 from lexplain.training import find_models, fine_tune_splits, key_of, take_models
 
 if TYPE_CHECKING:
@@ -83,12 +85,23 @@ class Run:
         if not self._models:
             models = self._find_models()
             self._check_labels(models)
-            self._models = models
-            first = models[0]
-            register_explain(
-                self.tables.spark, self.plan, self.find_method, ModelTask(0, None, first.folder, first.digest)
-            )
+            self._take(find_calibrations(self.tables, self.plan, self.find_method, models))
         return self._models
+
+    def _take(self, models: list[ExplainedModel]) -> None:
+        """Take the models of this run, and register `explain(text)` with the first."""
+        self._models = models
+        first = ModelTask(0, None, models[0].folder, models[0].digest, models[0].calibration)
+        register_explain(self.tables.spark, self.plan, self.find_method, first)
+
+    def _prepare(self, models: Sequence[ExplainedModel]) -> Sequence[ExplainedModel]:
+        """Calibrate the models that are not calibrated yet."""
+        prepared = calibrate_models(
+            self.tables, self.plan, self.find_method, models, self.corpus, self.training, self.progress
+        )
+        if prepared != self._models:
+            self._take(prepared)
+        return prepared
 
     def _find_models(self) -> list[ExplainedModel]:
         if self.plan.models.base is not None:
@@ -131,7 +144,9 @@ class Run:
 
     @property
     def _attribution(self) -> Attribution:
-        return Attribution(self.tables, self.plan, self.find_method, self.models, self.corpus, self.training)
+        return Attribution(
+            self.tables, self.plan, self.find_method, self.models, self.corpus, self.training, self._prepare
+        )
 
     def aggregate(self) -> str:
         """Add up what is not added up yet and write the keyword table.
@@ -314,8 +329,12 @@ def open_tables(spark: SparkSession, sink: Sink, find_method: FindMethod) -> Tab
         logging.getLogger(__name__).exception("explain(text) is not registered: the latest run's plan cannot be read")
         return tables
     for row in tables.read("models").where("split = 0").collect():
-        if key_of(plan, find_method, row.asDict()) == runs[0]["explain_keys"][0]:
-            register_explain(spark, plan, find_method, ModelTask(0, None, row["folder"], row["digest"]))
+        key = key_of(plan, find_method, row.asDict())
+        if key == runs[0]["explain_keys"][0]:
+            model = ExplainedModel(0, key, row["folder"], row["digest"], None)
+            (model,) = find_calibrations(tables, plan, find_method, [model])
+            task = ModelTask(0, None, model.folder, model.digest, model.calibration)
+            register_explain(spark, plan, find_method, task)
     return tables
 
 

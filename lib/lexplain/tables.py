@@ -1,4 +1,4 @@
-"""Every Delta table of lexplain: columns, comments, constraints, views, and the two ways to write.
+"""The Delta tables of one sink: created, registered, read, and the two ways to write.
 
 Both are safe for jobs that write at once: `replace` puts rows in the place of those that they supersede, so that
 rows written twice are there once, and `add_first` lets the first of several writers win.
@@ -15,14 +15,13 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from lexplain.errors import TableError
-from lexplain.evidence import NORMALISED_SCORE, is_evidence, select_best_words
+from lexplain.schema import SCHEMA_VERSION, TABLES, VIEWS, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,311 +30,10 @@ if TYPE_CHECKING:
 
     from lexplain.plan import Sink
 
-SCHEMA_VERSION = 2
+_HEADER = f"-- Tables of lexplain, schema version {SCHEMA_VERSION}."
 
 # Another job's commit to the same table makes Delta refuse ours, whichever rows it is about.
 _COMMIT_ATTEMPTS = 10
-
-# DECIMAL keeps sums independent of the order in which they are added up, to the last digit.
-SCORE = "DECIMAL(24,18)"
-SCORE_SUM = "DECIMAL(38,18)"
-
-WORDS = "ARRAY<STRUCT<word: STRING, start: INT, end: INT, score: DOUBLE>>"
-EVIDENCE = "STRUCT<policy: STRING, probability: DOUBLE, top_n: INT, word_rule: STRING, increments: INT>"
-SPANS = "ARRAY<STRUCT<start: INT, end: INT, words: ARRAY<STRING>, score: DOUBLE>>"
-
-
-@dataclass(frozen=True)
-class Table:
-    """One table's definition.
-
-    Attributes:
-        name: Its name in the schema.
-        comment: What a row is.
-        columns: (name, SQL type, comment) in order.
-        checks: Constraint name to SQL condition.
-        cluster: Columns that queries select by.
-        partition: Partition columns; instead of clustering, where whole partitions are read or deleted.
-    """
-
-    name: str
-    comment: str
-    columns: tuple[tuple[str, str, str], ...]
-    checks: Mapping[str, str]
-    cluster: tuple[str, ...] = ()
-    partition: tuple[str, ...] = ()
-
-    @property
-    def schema(self) -> str:
-        """The columns as a DDL string, as `mapInArrow` takes it."""
-        return ", ".join(f"`{name}` {kind}" for name, kind, _ in self.columns)
-
-
-TABLES: dict[str, Table] = {
-    table.name: table
-    for table in (
-        Table(
-            "models",
-            "One row a fine-tuned or given model",
-            (
-                ("model_key", "STRING", "digest of base model, recipe, seed, split and training snapshot"),
-                ("split", "INT", "number of the split, from 0"),
-                ("seed", "INT", "seed of the plan's splits; null for a model the user brought"),
-                ("draw", "INT", "how often the split was redrawn until each label was in both halves"),
-                ("test_share", "DOUBLE", "share of the training documents held out"),
-                ("uri", "STRING", "what the user calls the model: folder or MLflow URI"),
-                ("folder", "STRING", "where executors read it"),
-                ("digest", "STRING", "SHA-256 over the files that change numbers"),
-                ("training_key", "STRING", "source of the training documents"),
-                ("training_snapshot", "STRING", "version of that source"),
-                ("labels", "ARRAY<STRING>", "label names in the model's order"),
-                ("macro_f1", "DOUBLE", "on the held-out half; null for models the user brought"),
-                ("micro_f1", "DOUBLE", "on the held-out half"),
-                ("label_f1", "MAP<STRING, DOUBLE>", "on the held-out half"),
-                ("n_train", "INT", "documents trained on"),
-                ("n_test", "INT", "documents held out"),
-                ("seconds", "DOUBLE", "of fine-tuning"),
-                ("mlflow_uri", "STRING", "registered model, as models:/name/version"),
-            ),
-            {"digest_known": "length(digest) = 64"},
-        ),
-        Table(
-            "staged",
-            "A source's documents, read once, shuffled once by text digest and written with their bucket",
-            (
-                ("corpus_key", "STRING", "source, filter, sample and column mapping"),
-                ("increment", "INT", "0 is the first reading of the source; documents appended later follow"),
-                ("snapshot", "STRING", "version of the source that was read; one an increment"),
-                ("bucket", "INT", "chunk of the increment; equal texts share one"),
-                ("doc_id", "STRING", "the user's id, or one made from the text"),
-                (
-                    "text",
-                    "BINARY",
-                    "the document as it was found; bytes, since they may be invalid UTF-8; with a defect the row",
-                ),
-                ("text_digest", "STRING", "SHA-256 of the bytes, hexadecimal"),
-                ("labels", "ARRAY<STRING>", "gold labels; null where the source has none"),
-                (
-                    "seen_by",
-                    "ARRAY<INT>",
-                    "splits whose model has seen the document; null where the source does not say",
-                ),
-                ("words", "ARRAY<STRING>", "distinct word keys of a labelled document, for document frequencies"),
-                (
-                    "defect",
-                    "STRING",
-                    "why the row is no document: malformed_row, invalid_utf8, lone_surrogate; null where it is one",
-                ),
-            ),
-            {"bucket_from_0": "bucket >= 0"},
-            partition=("corpus_key", "increment", "bucket"),
-        ),
-        Table(
-            "increments",
-            "One row a staged increment of a source, written once its documents were checked",
-            (
-                ("corpus_key", "STRING", "source, filter, sample and column mapping"),
-                ("increment", "INT", "0 is the first reading of the source"),
-                ("origin", "STRING", "table name or path"),
-                ("snapshot", "STRING", "version of the source that was read"),
-                ("n_documents", "BIGINT", "documents staged"),
-                ("n_buckets", "INT", "chunks they were dealt to; fixed for the increment"),
-                ("staged_at", "TIMESTAMP", "when"),
-            ),
-            {"documents_from_0": "n_documents >= 0", "buckets_from_0": "n_buckets >= 0"},
-        ),
-        Table(
-            "chunks",
-            "The ledger: how many documents each model owes each chunk; written before the first task",
-            (
-                ("explain_key", "STRING", "model, method, options, words and windows"),
-                ("corpus_key", "STRING", "source of the documents"),
-                ("increment", "INT", "increment of the source"),
-                ("bucket", "INT", "bucket of the increment"),
-                ("split", "INT", "split of the model"),
-                ("n_documents", "BIGINT", "documents that the model has not trained on, so must be accounted for"),
-            ),
-            {"documents_from_0": "n_documents >= 0"},
-            cluster=("corpus_key", "explain_key"),
-        ),
-        Table(
-            "explanations",
-            "One row a model, document and predicted label: its words with their scores; or why there are none",
-            (
-                ("explain_key", "STRING", "model, method, options, words and windows"),
-                ("corpus_key", "STRING", "source of the document"),
-                ("increment", "INT", "increment of the source"),
-                ("bucket", "INT", "bucket of the increment"),
-                ("split", "INT", "split of the model"),
-                ("doc_id", "STRING", "document"),
-                ("text_digest", "STRING", "SHA-256 of the text, hexadecimal"),
-                ("status", "STRING", "explained, no_label, settled or rejected"),
-                ("reason", "STRING", "why a document was rejected"),
-                ("method", "STRING", "versioned method id"),
-                ("label", "STRING", "predicted label that is explained"),
-                ("label_rank", "INT", "0 for the document's most probable label; 0 where there is none"),
-                ("target", "STRING", "what was explained: logit"),
-                ("probability", "DOUBLE", "of the label"),
-                ("is_gold", "BOOLEAN", "the label is among the gold labels; null where the source has none"),
-                ("target_score", "DOUBLE", "logit of the label for the text"),
-                ("baseline_score", "DOUBLE", "logit of the label for the baseline"),
-                ("completeness_gap", "DOUBLE", "target_score - baseline_score - sum of scores, before any correction"),
-                ("completeness_gap_relative", "DOUBLE", "absolute gap / absolute score difference"),
-                ("evaluations", "INT", "gradient evaluations"),
-                ("accuracy", "STRING", "document or keywords"),
-                ("converged", "BOOLEAN", "the gap is within the method's tolerance"),
-                ("token_norm", "DOUBLE", "L2 norm of the token scores"),
-                ("n_tokens", "INT", "content tokens that the model read"),
-                ("n_windows", "INT", "windows that they made"),
-                ("other_score", "DOUBLE", "score of what is no word: punctuation, symbols, special tokens"),
-                ("words", WORDS, "words by descending score; code points of the text, 0-based, end exclusive"),
-                ("spans", SPANS, "spans, where the method has them"),
-            ),
-            {
-                "status_known": "status IN ('explained', 'no_label', 'settled', 'rejected')",
-                "reason_given": "(status = 'rejected') = (reason IS NOT NULL)",
-                "label_given": "(status IN ('explained', 'settled')) = (label IS NOT NULL)",
-                "probability_share": "probability IS NULL OR (probability >= 0 AND probability <= 1)",
-                "gap_from_0": "completeness_gap_relative IS NULL OR completeness_gap_relative >= 0",
-            },
-            cluster=("corpus_key", "explain_key", "label"),
-        ),
-        Table(
-            "word_sums",
-            "Additive sums of word scores a chunk. A row with a null word says that its chunk has been added up",
-            (
-                ("evidence_key", "STRING", "which scores count: evidence policy, probability, top N, word rule"),
-                ("explain_key", "STRING", "model, method, options, words and windows"),
-                ("corpus_key", "STRING", "source of the documents"),
-                ("increment", "INT", "increment of the source"),
-                ("bucket", "INT", "bucket of the increment"),
-                ("split", "INT", "split of the model"),
-                ("label", "STRING", "class"),
-                ("word", "STRING", "word key; null in the row that counts the evidence documents of a class"),
-                ("doc_group", "INT", "group of documents by text digest, 0..19, for the jackknife"),
-                ("n_documents", "BIGINT", "evidence documents that hold the word among their top N"),
-                ("n_occurrences", "BIGINT", "its occurrences there"),
-                ("score_sum", SCORE_SUM, "sum of the scores, each divided by its document's token norm"),
-                ("score_square_sum", SCORE_SUM, "sum of their squares"),
-            ),
-            {"counts_from_0": "n_documents >= 0 AND n_occurrences >= 0"},
-            cluster=("evidence_key", "corpus_key", "label"),
-        ),
-        Table(
-            "word_statistics",
-            "The sums of one keyword table by split",
-            (
-                ("keyword_key", "STRING", "explanations, evidence, thresholds and snapshots"),
-                ("split", "INT", "split of the model"),
-                ("label", "STRING", "class"),
-                ("word", "STRING", "word key"),
-                ("n_documents", "BIGINT", "evidence documents of the split with the word among their top N"),
-                ("n_occurrences", "BIGINT", "its occurrences there"),
-                ("score_sum", SCORE_SUM, "sum of the scores"),
-                ("score_square_sum", SCORE_SUM, "sum of their squares"),
-                ("score_mean", "DOUBLE", "mean over the occurrences"),
-            ),
-            {"counts_from_1": "n_documents >= 1 AND n_occurrences >= 1"},
-            cluster=("keyword_key", "label"),
-        ),
-        Table(
-            "keywords",
-            "One row a class and word: how strongly and how stably the word speaks for the class, kept or why not",
-            (
-                ("keyword_key", "STRING", "explanations, evidence, thresholds and snapshots"),
-                ("label", "STRING", "class"),
-                ("word", "STRING", "word key"),
-                ("rank", "INT", "1 is the strongest kept word of the class; null for dropped words"),
-                ("score_mean", "DOUBLE", "mean score over all splits' occurrences; scores divided by token norm"),
-                ("score_deviation", "DOUBLE", "standard deviation (ddof 0) of the occurrences' scores"),
-                ("score_std", "DOUBLE", "standard deviation of the splits' means; null below 3 splits"),
-                ("score_error", "DOUBLE", "standard error between splits, corrected for overlapping training halves"),
-                ("ci_low", "DOUBLE", "95 % interval of the mean: jackknife over 20 groups of documents"),
-                ("ci_high", "DOUBLE", "its upper end"),
-                ("selection_frequency", "DOUBLE", "share of the splits in which the word was selected"),
-                ("n_splits", "INT", "splits in all"),
-                ("n_documents", "BIGINT", "(split, document) pairs with the word among the top N"),
-                ("n_occurrences", "BIGINT", "occurrences there"),
-                ("document_frequency", "BIGINT", "documents of the class that hold the word"),
-                (
-                    "distinctiveness",
-                    "DOUBLE",
-                    "(df_c - mean df of the other classes) / df_c, df as shares of documents",
-                ),
-                ("kept", "BOOLEAN", "the word is a keyword of the class"),
-                ("drop_reason", "STRING", "first rule that the word broke; null for kept words"),
-            ),
-            {
-                "kept_or_why": "kept = (drop_reason IS NULL)",
-                "rank_of_kept": "kept = (rank IS NOT NULL)",
-                "frequency_share": "selection_frequency > 0 AND selection_frequency <= 1",
-            },
-            cluster=("keyword_key", "label"),
-        ),
-        Table(
-            "runs",
-            "One row a run",
-            (
-                ("run_id", "STRING", "digest of the plan's name and its keys"),
-                ("name", "STRING", "the plan's name"),
-                ("status", "STRING", "running, finished, stopped (a limit was passed) or failed"),
-                ("started_at", "TIMESTAMP", "first start"),
-                ("finished_at", "TIMESTAMP", "when it last finished; null before"),
-                ("plan", "STRING", "the plan as YAML, defaults written out"),
-                ("corpus_key", "STRING", "source of the corpus"),
-                ("corpus_snapshot", "STRING", "version of it that the run reads, pinned at its first start"),
-                ("training_snapshot", "STRING", "version of the training documents, pinned likewise"),
-                ("labelled_snapshot", "STRING", "version of the labelled documents"),
-                ("explain_keys", "ARRAY<STRING>", "by split"),
-                ("keyword_key", "STRING", "the run's keyword table"),
-                ("evidence", EVIDENCE, "which scores it was made of: policy, thresholds, increments of the corpus"),
-                ("mlflow_run_id", "STRING", "parent run in MLflow"),
-                ("documents_by_status", "MAP<STRING, BIGINT>", "(model, document) pairs"),
-                ("documents_per_second", "DOUBLE", "explained (model, document) pairs, attribution only"),
-                ("device", "STRING", "what the models ran on"),
-                ("versions", "MAP<STRING, STRING>", "of lexplain and the libraries that move numbers"),
-                ("detail", "STRING", "why a run stopped or failed"),
-            ),
-            {"status_known": "status IN ('running', 'finished', 'stopped', 'failed')"},
-        ),
-    )
-}
-
-_EVIDENCE_SQL = {
-    "is_evidence": is_evidence("evidence"),
-    "best_words": select_best_words("evidence"),
-    "score_normalised": NORMALISED_SCORE.format("e.score"),
-}
-# {name} stands for a table's own, quoted name, or for an entry of _EVIDENCE_SQL.
-VIEWS: dict[str, tuple[str, str]] = {
-    "runs_current": (
-        "the latest finished run of each plan name",
-        "SELECT * FROM (SELECT *, row_number() OVER (PARTITION BY name ORDER BY finished_at DESC, run_id) AS recency"
-        " FROM {runs} WHERE keyword_key IS NOT NULL AND finished_at IS NOT NULL) WHERE recency = 1",
-    ),
-    "keywords_current": (
-        "kept words of each plan name's latest run",
-        "SELECT r.name, k.* EXCEPT (kept, drop_reason) FROM {keywords} k"
-        " JOIN {runs_current} r ON k.keyword_key = r.keyword_key WHERE k.kept",
-    ),
-    "keywords_dropped": (
-        "dropped words of each plan name's latest run, and why",
-        "SELECT r.name, k.* EXCEPT (kept, rank) FROM {keywords} k"
-        " JOIN {runs_current} r ON k.keyword_key = r.keyword_key WHERE NOT k.kept",
-    ),
-    "keyword_evidence": (
-        "for each keyword the occurrences that its score is the mean of: documents and character spans",
-        "SELECT e.name, e.label, e.word, e.split, e.doc_id, e.start, e.`end`, e.score,"
-        " {score_normalised} AS score_normalised, e.probability, e.is_gold, e.text_digest, e.accuracy"
-        " FROM (SELECT * EXCEPT (words), inline({best_words}) AS (word, start, `end`, score)"
-        " FROM {explanations} x"
-        " JOIN (SELECT name, keyword_key, explain_keys, corpus_key AS run_corpus_key, evidence FROM {runs_current}) r"
-        " ON array_contains(explain_keys, explain_key) AND corpus_key = run_corpus_key"
-        " AND increment < evidence.increments WHERE {is_evidence}) e"
-        " JOIN {keywords} k ON k.keyword_key = e.keyword_key AND k.label = e.label AND k.word = e.word AND k.kept"
-        " WHERE e.score >= 0 AND e.score < double('Infinity')",
-    ),
-}
 
 
 class Tables:
@@ -382,9 +80,7 @@ class Tables:
                 ) from error
         statements = self._registrations()
         catalog = "".join(f"{statement};\n" for statement in statements)
-        catalog = (
-            f"-- Tables of lexplain, schema version {SCHEMA_VERSION}. Run it first: spark-sql -i catalog.sql\n{catalog}"
-        )
+        catalog = f"{_HEADER} Run it first: spark-sql -i catalog.sql\n{catalog}"
         written = None if self.folder is None else self.folder / "catalog.sql"
         # Written last: a folder with this very catalogue has all tables, so that a second run need not open each.
         current = written is not None and written.is_file() and written.read_text(encoding="utf-8") == catalog
@@ -406,10 +102,17 @@ class Tables:
         """
         if self.folder is None:
             return
-        if not (self.folder / "catalog.sql").is_file():
+        catalog = self.folder / "catalog.sql"
+        if not catalog.is_file():
             raise TableError(
                 f"sink.path={str(self.folder)!r} holds no tables of lexplain. Every query would have failed. "
                 "Write the folder of a plan's sink, or run the plan first."
+            )
+        if not catalog.read_text(encoding="utf-8").startswith(_HEADER):
+            raise TableError(
+                f"sink.path={str(self.folder)!r} was written by a lexplain of another schema version than "
+                f"{SCHEMA_VERSION}. Columns would have been missing. Read it with that lexplain, or run the plan into a "
+                "new folder."
             )
         for statement in self._registrations():
             self.spark.sql(statement)

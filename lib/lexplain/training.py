@@ -20,9 +20,10 @@ from lexplain.executor import decode_document
 from lexplain.keys import digest, explain_key, model_key
 from lexplain.model_store import digest_folder, fetch_model
 from lexplain.plan import FindMethod, Plan
+from lexplain.schema import TABLES
 from lexplain.session import count_slots, is_local
 from lexplain.splits import Split, draw_split
-from lexplain.tables import TABLES, Tables, quote_list, quote_text
+from lexplain.tables import Tables, quote_list, quote_text
 
 if TYPE_CHECKING:
     import pyarrow as pa

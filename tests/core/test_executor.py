@@ -38,7 +38,7 @@ from lexplain.executor import (
     explain_texts,
 )
 from lexplain.model_store import digest_folder
-from lexplain.tables import TABLES
+from lexplain.schema import TABLES
 
 STAGED = pa.schema(
     [

@@ -16,7 +16,8 @@ from core.models import CLUES, save_classifier
 from lexplain.methods import find_method
 from lexplain.pipeline import Run, open_run
 from lexplain.plan import Sink
-from lexplain.tables import TABLES, Tables
+from lexplain.schema import TABLES
+from lexplain.tables import Tables
 from spark.planted import RecordedProgress, load_plan, make_plan, plant, run_plan, write_json
 
 N_DOCUMENTS = 90

@@ -21,7 +21,8 @@ from lexplain.corpus import Staged
 from lexplain.keys import corpus_key, evidence_key
 from lexplain.keywords import compare_lists, describe_evidence, rank_keywords, sum_words
 from lexplain.plan import Columns, Keywords, Models, Plan, Sink, Source
-from lexplain.tables import TABLES, Tables
+from lexplain.schema import TABLES
+from lexplain.tables import Tables
 from pandas_oracle import Rules, make_keywords, overlap_rank_biased
 
 

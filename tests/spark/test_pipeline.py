@@ -23,8 +23,9 @@ from lexplain.keywords import compare_lists
 from lexplain.methods import find_method
 from lexplain.pipeline import Run
 from lexplain.plan import Sink
+from lexplain.schema import TABLES
 from lexplain.session import DELTA_SETTINGS, find_jars
-from lexplain.tables import TABLES, Tables
+from lexplain.tables import Tables
 from spark.planted import load_plan, make_plan, plant, run_plan, write_json
 
 

@@ -27,7 +27,6 @@ _UNIFORM_NODES = 9
 _SMALLEST_NORM = 1e-3
 # How many times the points a row may have under `unconverged: more`.
 _MORE = 4
-_KEYWORD_NODES = 4
 
 
 @lru_cache(maxsize=64)
@@ -114,7 +113,7 @@ def integrated_gradients(
                 "rule='calibrated' needs a calibration of the model. No point would have been placed. Run the "
                 "plan, which makes one, or write rule: adaptive."
             )
-        fitted = calibration.rule(nodes or _KEYWORD_NODES)
+        fitted = calibration.rule(nodes or calibration.keywords.nodes)
         alphas, weights = fitted.nodes, fitted.weights
     else:
         alphas, weights = quadrature(rule, nodes or 50)
