@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lexplain.evidence import NORMALISED_SCORE, is_evidence, select_best_words
@@ -310,12 +311,12 @@ TABLES: dict[str, Table] = {
     )
 }
 
-_EVIDENCE_SQL = {
+EVIDENCE_SQL = {
     "is_evidence": is_evidence("evidence"),
     "best_words": select_best_words("evidence"),
     "score_normalised": NORMALISED_SCORE.format("e.score"),
 }
-# {name} stands for a table's own, quoted name, or for an entry of _EVIDENCE_SQL.
+# {name} stands for a table's own, quoted name, or for an entry of EVIDENCE_SQL.
 VIEWS: dict[str, tuple[str, str]] = {
     "runs_current": (
         "the latest finished run of each plan name",

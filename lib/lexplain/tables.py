@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from lexplain.errors import TableError
-from lexplain.schema import SCHEMA_VERSION, TABLES, VIEWS, Table
+from lexplain.schema import EVIDENCE_SQL, SCHEMA_VERSION, TABLES, VIEWS, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,7 +151,7 @@ class Tables:
         """Return the statements that let people write plain names: views, temporary ones over a folder's tables."""
         kind = "VIEW" if self.folder is None else "TEMPORARY VIEW"
         names = {name: self.name(name) for name in [*TABLES, *VIEWS]}
-        queries = {name: query.format(**names, **_EVIDENCE_SQL) for name, (_, query) in VIEWS.items()}
+        queries = {name: query.format(**names, **EVIDENCE_SQL) for name, (_, query) in VIEWS.items()}
         if self.folder is not None:
             queries = {name: f"SELECT * FROM {self.name(name)}" for name in TABLES} | queries
         place = (
