@@ -58,6 +58,7 @@ class CalibratedRule:
         error_median: Median L2 error relative to the scores' L2 norm, on the same documents.
         error_p90: Its 90th percentile.
         error_max: Its maximum.
+        gap_max: Largest gap to completeness, relative to the scores' L2 norm, on the same documents.
         estimate_p90: 90th percentile of `estimate_error`, on the same documents.
     """
 
@@ -68,21 +69,29 @@ class CalibratedRule:
     error_median: float
     error_p90: float
     error_max: float
+    gap_max: float
     estimate_p90: float
 
     def integrate(self, derivatives: Tensor) -> Tensor:
         """Return the scores, (B, n, S) to (B, S)."""
         return _weigh(self.weights, derivatives)
 
-    def estimate_error(self, derivatives: Tensor) -> Tensor:
-        """Return the L2 error to expect, relative to the scores' L2 norm: (B, n, S) to (B,).
+    def estimate_error(self, derivatives: Tensor, difference: Tensor) -> Tensor:
+        """Return the L2 error to expect, relative to the scores' L2 norm, (B,).
 
-        A document whose gradient moves elsewhere than in the sample is off by both rules, and by different amounts.
+        Made of what can be seen without a reference, and was seen in the sample beside the error: how far the
+        companion rule is off, and the gap to completeness. A document whose gradient moves elsewhere than in the
+        sample shows in one of them.
+
+        Args:
+            derivatives: (B, n, S) at the rule's nodes.
+            difference: (B,), F(x) - F(baseline).
         """
         scores = self.integrate(derivatives)
-        difference = (scores - _weigh(self.companion, derivatives)).norm(dim=-1)
-        error: Tensor = self.ratio * difference / scores.norm(dim=-1).clamp_min(1e-300)
-        return error
+        norm = scores.norm(dim=-1).clamp_min(1e-300)
+        off = (scores - _weigh(self.companion, derivatives)).norm(dim=-1) / norm
+        gap = (difference - scores.sum(-1)).abs() / norm
+        return torch.maximum(self.ratio * off, self.error_max * gap / max(self.gap_max, 1e-12))
 
 
 @dataclass(frozen=True)
@@ -299,12 +308,15 @@ def _measure(
     found = [weights @ each for each in points]
     errors = np.array([np.linalg.norm(a - b) for a, b in zip(found, references, strict=True)])
     norms = np.array([np.linalg.norm(each) for each in found]).clip(1e-300)
+    gaps = np.array([abs((b - a).sum()) for a, b in zip(found, references, strict=True)]) / norms
+    by_gap = errors.max() * gaps / max(float(gaps.max()), 1e-12)
     candidates = []
     for size in range(max(0, len(chosen) - 3), len(chosen)):
         companion = _shrink(gram, projection, chosen, size)
         differences = np.array([np.linalg.norm(a - companion @ p) for a, p in zip(found, points, strict=True)]) / norms
         ratio = float((errors / differences.clip(1e-300)).max())
-        candidates.append((float(np.quantile(ratio * differences, 0.9)), ratio, companion))
+        estimates = np.maximum(ratio * differences, by_gap)
+        candidates.append((float(np.quantile(estimates, 0.9)), ratio, companion))
     estimate_p90, ratio, companion = min(candidates, key=lambda candidate: candidate[0])
     return CalibratedRule(
         nodes=tuple(number / (len(gram) - 1) for number in chosen),
@@ -314,6 +326,7 @@ def _measure(
         error_median=float(np.median(errors)),
         error_p90=float(np.quantile(errors, 0.9)),
         error_max=float(errors.max()),
+        gap_max=float(gaps.max()),
         estimate_p90=estimate_p90,
     )
 
@@ -353,8 +366,10 @@ def _solve(
     from scipy.optimize import nnls
 
     inner = gram[np.ix_(chosen, chosen)]
-    lower = np.linalg.cholesky(inner + 1e-10 * np.trace(inner) / len(chosen) * np.eye(len(chosen)))
-    weights = nnls(lower.T, np.linalg.solve(lower, projection[chosen]))[0]
+    values, vectors = np.linalg.eigh(inner)
+    # Nearly equal nodes make a matrix that rounding may leave without a Cholesky factor.
+    roots = np.sqrt(values.clip(max(1e-10 * values[-1], 1e-200)))
+    weights = nnls(roots[:, None] * vectors.T, (vectors.T @ projection[chosen]) / roots)[0]
     return weights, float(1 - 2 * weights @ projection[chosen] + weights @ inner @ weights)
 
 
@@ -375,7 +390,7 @@ def _move(gram: NDArray[np.float64], projection: NDArray[np.float64], chosen: li
                     continue
                 nodes = [*chosen[:place], number, *chosen[place + 1 :]]
                 error = _solve(gram, projection, nodes)[1]
-                if error < best * (1 - 1e-6):
+                if error < best - 1e-6 * abs(best) - 1e-12:  # rounding must not move nodes to and fro
                     chosen, best, moved = nodes, error, True
     return chosen
 
