@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import pyspark
 import pytest
 from mlflow.tracking import MlflowClient
 from pyspark.sql import SparkSession
@@ -24,7 +24,6 @@ from lexplain.methods import find_method
 from lexplain.pipeline import Run
 from lexplain.plan import Sink
 from lexplain.schema import TABLES
-from lexplain.session import DELTA_SETTINGS, find_jars
 from lexplain.tables import Tables
 from spark.planted import load_plan, make_plan, plant, run_plan, write_json
 
@@ -306,21 +305,24 @@ def test_a_second_writer_is_told_who_holds_the_folder(spark: SparkSession, folde
     run_plan(spark, make_plan(folder), stages=[])
 
 
-def test_plain_spark_sql_reads_the_tables_beside_a_running_session(labelled: Run, folder: Path) -> None:
-    command = [
-        str(Path(pyspark.__file__).parent / "bin" / "spark-sql"), "--master", "local[1]",
-        "--jars", ",".join(map(str, find_jars())),
-        "--conf", "spark.sql.catalogImplementation=in-memory", "--conf", "spark.ui.enabled=false",
-    ]  # fmt: skip
-    for key, value in DELTA_SETTINGS.items():
-        command += ["--conf", f"{key}={value}"]
-    command += ["-i", str(folder / "tables" / "catalog.sql"), "-e",
-                "SELECT label, word FROM keywords_current WHERE name = 'planted' AND rank = 1 ORDER BY label"]  # fmt: skip
+def test_the_readmes_spark_sql_reads_the_tables_beside_a_running_session(labelled: Run, folder: Path) -> None:
+    """The README's own lines, in a shell, with this run's folder for the one they name."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^```\n([^`]*?spark-sql --jars.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
+    assert ". .venv/bin/activate" in lines
+    script = lines.replace(". .venv/bin/activate", f"export PATH={Path(sys.executable).parent}:$PATH")
+    script = script.replace("lexplain-tables", str(folder / "tables"))
     environment = {**os.environ, "SPARK_LOCAL_IP": "127.0.0.1"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
+    done = subprocess.run(
+        ["bash", "-ec", script], capture_output=True, text=True, cwd=folder, env=environment, check=False
+    )
+    expected = labelled.tables.spark.sql(
+        "SELECT label, word, rank FROM keywords_current ORDER BY label, rank"
+    ).collect()
     assert [line.split("\t") for line in done.stdout.splitlines() if "\t" in line] == [
-        [label, CLUES[label]] for label in sorted(CLUES)
+        [row["label"], row["word"], str(row["rank"])] for row in expected
     ], done.stderr[-3000:]
+    assert {(row["label"], row["word"]) for row in expected} >= set(CLUES.items())
     assert not (folder / "metastore_db").exists()
 
 
