@@ -65,7 +65,7 @@ def calibrate_models(
 ) -> list[ExplainedModel]:  # fmt: skip
     """Return the models with their calibrations; those that are missing are made and committed.
 
-    A calibration is made once for a model, baseline and window size, on the first documents by a hash that the model
+    A calibration is made once for a model, baseline and window size, on the documents of lowest digest that the model
     must explain, and stays: explanations made later, of more documents, are made like the first. Where a model has few
     documents to explain, the row says that it has none.
 
@@ -165,7 +165,7 @@ def _draw_sample(
             break
     documents = read_documents(tables, plan, [model], corpus, training, f"({' OR '.join(places) or 'FALSE'})")
     drawn = documents.where("size(splits) > 0 AND defect IS NULL").dropDuplicates(["text_digest"])
-    drawn = drawn.orderBy("xxhash64('calibration', text_digest)", "text_digest").limit(SAMPLE_DOCUMENTS)
+    drawn = drawn.orderBy("text_digest").limit(SAMPLE_DOCUMENTS)
     tasks = -(-SAMPLE_DOCUMENTS // _TASK_DOCUMENTS)
     return drawn.repartition(tasks, "text_digest").sortWithinPartitions("text_digest")
 

@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from pyspark.sql import SparkSession
 
 from core.models import CLUES, save_trainable
-from lexplain.attribution import ExplainedModel, register_explain
+from lexplain.attribution import ExplainedModel, as_tasks, make_task, register_explain
 from lexplain.errors import AccountingError, CorpusError, LimitError, ModelError, TableError
 from lexplain.executor import MODELS, ModelTask
 from lexplain.keywords import compare_lists
@@ -147,7 +147,8 @@ def test_the_sql_function_gives_the_rows_of_the_job(spark: SparkSession, labelle
 
 def test_a_worker_loads_each_model_once(spark: SparkSession, labelled: Run) -> None:
     """Many tasks over few workers: loads per worker never exceed the number of models it has met (S5)."""
-    models = [ModelTask(m.split, m.explain_key, m.folder, m.digest) for m in labelled.models]
+    task = make_task(spark, labelled.plan, find_method, as_tasks(labelled.models))
+    models = task.models
 
     def count(batches: Any) -> Any:
         import pyarrow as pa
@@ -157,8 +158,8 @@ def test_a_worker_loads_each_model_once(spark: SparkSession, labelled: Run) -> N
         for _ in batches:
             before = MODELS.loads
             for model in models:
-                MODELS.load(model, "cpu", capacity=8, allow_pickle=False)
-                MODELS.load(model, "cpu", capacity=8, allow_pickle=False)
+                MODELS.load(model, task, "cpu")
+                MODELS.load(model, task, "cpu")
             yield pa.RecordBatch.from_pydict(
                 {"pid": pa.array([os.getpid()], pa.int32()), "loaded": pa.array([MODELS.loads - before], pa.int32())}
             )

@@ -247,7 +247,7 @@ def test_rejected_rows_are_counted_by_reason(spark: SparkSession, tmp_path: Path
         "name": "broken",
         "corpus": {"path": str(tmp_path / "a.csv"), "columns": {"doc_id": "id"}},
         "models": {"uris": [str(model)], "corpus": "unseen"},
-        "method": {"options": {"nodes": 2}},
+        "method": {"options": {"rule": "midpoint", "nodes": 2}},
         "text": {"max_tokens": 16, "overlap": 0},
         "limits": {"rejected_share": 0.5},
         "execution": {"device": "cpu"},
