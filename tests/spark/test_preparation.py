@@ -33,8 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plan(folder: Path, corpus: str, **changes: object) -> dict[str, object]:
-    source = {"path": str(folder / corpus), "columns": {"doc_id": "doc_id", "labels": "labels"}}
+def plan(folder: Path, file: str, **changes: object) -> dict[str, object]:
+    source = {"path": str(folder / file), "columns": {"doc_id": "doc_id", "labels": "labels"}}
     models = {"uris": [str(folder / "model")], "corpus": "unseen"}
     common = {"training": None, "models": models, "method": {"options": {}}, "mlflow": {"enabled": False}}
     made = make_plan(folder, **common) | {"corpus": source} | changes
