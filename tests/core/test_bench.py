@@ -123,3 +123,4 @@ def test_the_whole_benchmark(shelf: Shelf, tmp_path: Path, capsys: pytest.Captur
     )
     assert [len(by_name[name]["seconds"]) for name in ("lexplain adaptive", "lexplain midpoint 50")] == [2, 1]
     assert record["sizes"]["16"]["calibration"]["documents"] > 40
+    assert f"({record['sizes']['16']['calibration']['documents']} documents" in printed
