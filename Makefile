@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_READY := $(VENV)/.bench-ready
 # A target's own pip cache and settings are the user's; no index is named here.
 PIP := $(BIN)/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-core test-spark lint clean
+.PHONY: help setup demo test test-core test-spark lint bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,6 +43,13 @@ lint: $(READY)  ## ruff and mypy
 	@$(BIN)/ruff check lib jobs tests
 	@$(BIN)/ruff format --check lib jobs tests
 	@$(BIN)/mypy
+
+$(BENCH_READY): $(READY)
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
+	@touch $(BENCH_READY)
+
+bench: $(BENCH_READY)  ## attribution beside captum and SHAP, hours with the defaults; settings: make bench BENCH='--documents 4'
+	@PYTHONPATH=tests $(BIN)/python -m bench.attribution $(BENCH)
 
 clean:  ## remove the environment and the demo's folder
 	rm -rf $(VENV) lexplain-demo
