@@ -12,14 +12,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lexplain.errors import MethodError
 
 if TYPE_CHECKING:
     from scipy.interpolate import CubicSpline
+    from torch import Tensor
 
 SAMPLE_NODES = (33, 65, 129)
 """Equally spaced points at which a sample is evaluated, both ends among them: more where the gradient is sharper."""
@@ -40,6 +39,8 @@ MOST_NODES = 16
 _FINER = 4
 # Of the sample, what rules are fitted on; their errors are measured on the rest.
 _FITTED_SHARE = 2 / 3
+# L2 error that nine documents of ten must stay below where no word can be compared.
+_UNCOMPARED_ERROR = 0.1
 # Words of a class whose order is compared.
 _LISTED = 20
 # How far a node may move in one step of the search, in candidates.
@@ -87,6 +88,8 @@ class CalibratedRule:
             derivatives: (B, n, S) at the rule's nodes.
             difference: (B,), F(x) - F(baseline).
         """
+        import torch
+
         scores = self.integrate(derivatives)
         norm = scores.norm(dim=-1).clamp_min(1e-300)
         off = (scores - _weigh(self.companion, derivatives)).norm(dim=-1) / norm
@@ -100,13 +103,14 @@ class KeywordAccuracy:
 
     Attributes:
         nodes: Nodes of the rule for class keyword tables.
-        quadrature_share: Error that this rule adds to a word's mean over the corpus, as a share of its standard error.
+        quadrature_share: Error that this rule adds to a word's mean over the corpus, as a share of its standard error;
+            None where no word stands in three documents of one class: then the rule's own error decides.
         list_overlap: Rank-biased overlap of its lists with the converged ones of the same documents, mean over classes.
         sampling_overlap: Rank-biased overlap of converged lists of one half of the documents with those of the other.
     """
 
     nodes: int
-    quadrature_share: float
+    quadrature_share: float | None
     list_overlap: float | None
     sampling_overlap: float | None
 
@@ -230,7 +234,8 @@ def _choose_nodes(sample: Sequence[SampledPath], rules: Sequence[CalibratedRule]
         numbers = np.round(np.array(rule.nodes) * _FINER * (len(sample[0].derivatives) - 1)).astype(int)
         found = [_score_words(each, rule.weights @ _finer(each.derivatives)[numbers]) for each in sample]
         share = _compare_noise(sample, exact, found, growth)
-        if share <= QUADRATURE_SHARE or rule is rules[-1]:
+        fits = rule.error_p90 <= _UNCOMPARED_ERROR if share is None else share <= QUADRATURE_SHARE
+        if fits or rule is rules[-1]:
             break
     labels = [each.label for each in sample]
     overlap = _mean_overlap(_list_words(labels, exact), _list_words(labels, found))
@@ -250,7 +255,7 @@ def _score_words(document: SampledPath, scores: NDArray[np.float64]) -> dict[str
 
 def _compare_noise(
     sample: Sequence[SampledPath], exact: Sequence[dict[str, float]], found: Sequence[dict[str, float]], growth: float
-) -> float:
+) -> float | None:
     """Return the error of the words' means over a corpus `growth` times the sample, as a share of their noise."""
     pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for document, right, approximate in zip(sample, exact, found, strict=True):
@@ -265,7 +270,7 @@ def _compare_noise(
         bias += errors.mean() ** 2 - variance
         chance += variance / growth
         noise += scores.var(ddof=1) / len(values) / growth
-    return float(np.sqrt((max(bias, 0.0) + chance) / noise)) if noise else 0.0
+    return float(np.sqrt((max(bias, 0.0) + chance) / noise)) if noise else None
 
 
 def _list_words(labels: Sequence[str], documents: Sequence[dict[str, float]]) -> dict[str, list[str]]:
@@ -411,5 +416,7 @@ def _shrink(
 
 
 def _weigh(weights: Sequence[float], derivatives: Tensor) -> Tensor:
+    import torch
+
     weight = torch.tensor(weights, dtype=torch.float64, device=derivatives.device)
     return (weight[:, None] * derivatives).sum(1)

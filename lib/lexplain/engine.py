@@ -24,7 +24,7 @@ from lexplain.calibration import SampledPath
 from lexplain.classifier import Classifier, Encoding, Window
 from lexplain.errors import DocumentError, ModelError, PlanError, Problem
 from lexplain.methods import Attribution, Inputs, Method
-from lexplain.methods.masks import weigh_windows
+from lexplain.methods.masks import find_spans, weigh_windows
 from lexplain.passes import Budget, Evaluation
 from lexplain.words import Word, merge_tokens, segment
 
@@ -52,6 +52,8 @@ class Explanation:
         n_windows: Windows that were explained.
         other_score: Sum of scores outside words: punctuation, symbols, white space.
         words: The words that the model has seen, by falling score, ties in the order of the text.
+        spans: Neighbouring words that a mask keeps, in the order of the text, with their mean score; none where the
+            method makes no mask.
     """
 
     label: str
@@ -68,6 +70,7 @@ class Explanation:
     n_windows: int
     other_score: float
     words: list[tuple[Word, float]]
+    spans: list[tuple[list[Word], float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,7 @@ class Explainer:
         self._classifier = classifier
         self._method = method
         self._options = method.complete_options(options)
+        method.fits(classifier.model, self._options)
         self._baseline = str(self._options.get("baseline", "pad"))  # a method without one reads none
         classifier.find_token(self._baseline)
         self._max_tokens, self._overlap, self._max_windows = max_tokens, overlap, max_windows
@@ -271,11 +275,12 @@ class Explainer:
         if batch:
             yield batch
 
-    def sample_paths(self, texts: Sequence[str], nodes: int) -> list[SampledPath]:
+    def sample_paths(self, documents: Documents, nodes: int) -> list[SampledPath]:
         """Return the derivatives along the line from baseline to input: what a calibration is fitted to.
 
         Args:
-            texts: A sample; of each, the first window and the most probable predicted label are taken.
+            documents: A sample that `read_texts` has read; of each, the first window and the most probable predicted
+                label are taken.
             nodes: Equally spaced points, both ends among them.
 
         Returns:
@@ -284,10 +289,9 @@ class Explainer:
         Note:
             Runs on: executor. Cost: `nodes` forward and backward passes a text.
         """
-        documents = self.read_texts(texts).distinct
-        self._predict([document for document in documents if document.rejection is None])
+        self._predict([document for document in documents.distinct if document.rejection is None])
         sampled: list[SampledPath] = []
-        for batch in self._batches([document for document in documents if document.rejection is None]):
+        for batch in self._batches([document for document in documents.distinct if document.rejection is None]):
             rows = [row for row in batch if row.number == 0 and row.target is row.document.targets[0]]
             if not rows:
                 continue
@@ -376,7 +380,9 @@ class Explainer:
             ones = np.ones_like(token_scores)
             sums, other = merge_tokens(words, offsets, token_scores, document.text, rule="sum")
             word_scores = sums / np.maximum(merge_tokens(words, offsets, ones, document.text, rule="sum")[0], 1e-9)
+            spans = [(words[span.start : span.stop], span.score) for span in find_spans(word_scores)]
         else:
+            spans = []
             word_scores, other = merge_tokens(words, offsets, token_scores, document.text, rule=self._merge)
         target_score = float(document.logits[:, target.label].mean())
         baseline_score, gap = target.baseline_score / len(windows), target.gap / len(windows)
@@ -395,6 +401,7 @@ class Explainer:
             n_tokens=len(offsets),
             n_windows=len(windows),
             other_score=other,
+            spans=spans,
             words=sorted(zip(words, word_scores.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0].start)),
         )
 

@@ -85,6 +85,9 @@ SAMPLES = pa.schema(
 )
 """One row a (model, sampled document): a `SampledPath`, its derivatives row after row."""
 
+SAMPLES_DDL = "split INT, label STRING, words ARRAY<STRING>, derivatives ARRAY<FLOAT>"
+"""The same, as `mapInArrow` takes it."""
+
 
 @dataclass(frozen=True)
 class ModelTask:
@@ -162,6 +165,8 @@ class ModelCache:
             allow_pickle=task.allow_pickle,
         )  # fmt: skip
         if task.compile:
+            # Several targets go backward through one forward part; compiled code would free it after the first.
+            torch._functorch.config.donated_buffer = False
             classifier.model.compile(dynamic=True)
         self.loads += 1
         self._held[key] = classifier
@@ -336,9 +341,6 @@ def explain_batches(batches: Iterator[pa.RecordBatch], task: ExplainTask, device
     with ThreadPoolExecutor(1) as ahead:
         under_way: _Job | None = None
         for documents, model in _pair(batches, task):
-            if under_way is not None and len(task.models) > task.models_in_memory:
-                yield _finish(under_way, task, device)  # two models at once would be more than fit
-                under_way = None
             explainer = open_explainer(task, model, device)
             job = _Job(documents, model, explainer, ahead.submit(_read, _texts(documents), task, explainer))
             if under_way is not None:
@@ -364,10 +366,10 @@ def sample_batches(
     """
     for documents, model in _pair(batches, task):
         explainer = open_explainer(task, model, device)
-        texts = [document.text for document in _read(_texts(documents), task, explainer)[1].distinct]
+        sampled = explainer.sample_paths(_read(_texts(documents), task, explainer)[1], nodes)
         rows = [
             {"split": model.split, "label": path.label, "words": path.words, "derivatives": path.derivatives.ravel()}
-            for path in explainer.sample_paths(texts, nodes)
+            for path in sampled
         ]
         yield pa.RecordBatch.from_pylist(rows, schema=SAMPLES)
 
@@ -442,7 +444,11 @@ def _explanation_columns(explanation: Explanation, accuracy: str) -> dict[str, A
         "evaluations", "converged", "token_norm", "n_tokens", "n_windows", "other_score",
     )  # fmt: skip
     columns = {name: getattr(explanation, name) for name in copied}
-    return columns | {"target": "logit", "accuracy": accuracy, "words": word_rows(explanation)}
+    spans = [
+        {"start": words[0].start, "end": words[-1].end, "words": [word.key for word in words], "score": score}
+        for words, score in explanation.spans
+    ]
+    return columns | {"target": "logit", "accuracy": accuracy, "words": word_rows(explanation), "spans": spans or None}
 
 
 def word_rows(explanation: Explanation) -> list[dict[str, Any]]:

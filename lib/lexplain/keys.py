@@ -43,10 +43,15 @@ def explain_key(plan: Plan, find_method: FindMethod, model_digest: str, held_out
 
 
 def calibration_key(plan: Plan, find_method: FindMethod, model_digest: str) -> str:
-    """Key of a model's calibration: what decides where on the path its gradient moves, and what its scores are."""
+    """Key of a model's calibration on one corpus.
+
+    It is no part of `explain_key`: within a sink, which keeps the first, it is a function of model and corpus. Two
+    sinks may hold scores that differ, each within the tolerance.
+    """
     method = find_method(plan.method.id)
     baseline = method.complete_options(plan.method.asked).get("baseline")
-    return digest("calibration", model_digest, method.id, baseline, plan.method.precision, plan.text.max_tokens)
+    made_for = (plan.method.accuracy, plan.method.precision, plan.text.max_tokens, corpus_key(plan.corpus))
+    return digest("calibration", model_digest, method.id, baseline, made_for)
 
 
 def evidence_key(plan: Plan) -> str:

@@ -132,6 +132,8 @@ class Evaluation:
         gradients: bool = True,
     ) -> None:  # fmt: skip
         """Evaluate points anywhere, see `lexplain.methods.Evaluate`."""
+        if not len(rows):
+            return
         if share is None:
             order, sizes = np.arange(len(rows)), np.ones(len(rows), dtype=np.int64)
             starts = order

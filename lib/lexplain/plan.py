@@ -218,7 +218,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How the work is laid on the machine or cluster. Changes speed, never a number."""
+    """How the work is laid on the machine or cluster. Changes speed, and of the numbers their rounding."""
 
     device: Literal["auto", "cpu", "gpu"] = setting(
         "auto", says="auto: the task's GPU where Spark assigns one, else CPU"
@@ -475,6 +475,10 @@ def _check_keywords(plan: Plan, sure: Sure) -> Iterator[Problem]:
         yield Problem("keywords.evidence", rules.evidence, "needs corpus.columns.labels",
                       "No document would have counted as evidence",
                       "Write corpus.columns.labels, or evidence: predicted")  # fmt: skip
+    if plan.method.top_k is not None and rules.probability < 0.5:
+        yield Problem("keywords.probability", rules.probability, "must be >= 0.5 with method.top_k",
+                      "Labels that the model did not predict would have counted as evidence",
+                      "Write probability: 0.5")  # fmt: skip
     if plan.models.multi_label and rules.probability < 0.5:
         yield Problem("keywords.probability", rules.probability, "must be >= 0.5 with multi_label",
                       "Labels are explained where predicted above 0.5: the table would look as if none were between",

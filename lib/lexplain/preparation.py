@@ -5,6 +5,7 @@ Driver only, apart from the closures that it sends to the executors.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -22,7 +23,7 @@ from lexplain.calibration import (
 )
 from lexplain.corpus import Staged
 from lexplain.errors import MethodError
-from lexplain.executor import SAMPLES, ExplainTask, sample_batches
+from lexplain.executor import SAMPLES_DDL, ExplainTask, sample_batches
 from lexplain.keys import calibration_key
 from lexplain.plan import FindMethod, Plan
 from lexplain.schema import TABLES
@@ -65,9 +66,9 @@ def calibrate_models(
 ) -> list[ExplainedModel]:  # fmt: skip
     """Return the models with their calibrations; those that are missing are made and committed.
 
-    A calibration is made once for a model, baseline and window size, on the documents of lowest digest that the model
-    must explain, and stays: explanations made later, of more documents, are made like the first. Where a model has few
-    documents to explain, the row says that it has none.
+    A calibration is made once for a model, corpus, baseline and window size, on documents of the corpus's first chunks,
+    and stays: explanations made later, of more documents, are made like the first. Where a model has few documents to
+    explain, or the sample tells nothing, the row says that there is none.
 
     Args:
         tables: The sink.
@@ -79,7 +80,7 @@ def calibrate_models(
         progress: Told of the sample's documents.
 
     Raises:
-        MethodError: `accuracy: keywords`, and the sample is too small to calibrate on.
+        MethodError: `accuracy: keywords`, and the sample is too small, or the model's gradient too sharp, to calibrate.
 
     Note:
         Cost: at most 48 documents a model, 33 gradient evaluations each, on executors; seconds a model on the driver.
@@ -97,7 +98,12 @@ def calibrate_models(
             count = owed[model.explain_key]
             calibration = None
             if count >= _FEW_DOCUMENTS or plan.method.accuracy == "keywords":
-                calibration = _calibrate(tables, plan, find_method, model, corpus, training, count)
+                try:
+                    calibration = _calibrate(tables, plan, find_method, model, corpus, training, count)
+                except MethodError as error:
+                    if plan.method.accuracy == "keywords":
+                        raise
+                    logging.getLogger(__name__).warning("%s: points start equally spaced", error)
             _commit(tables, keys[model.digest], model, corpus, count, calibration)
             progress.advance(1)
         progress.finish(f"{len(missing)} models")
@@ -122,7 +128,7 @@ def _calibrate(
     task = make_task(tables.spark, plan, find_method, as_tasks([model]))
     for nodes in SAMPLE_NODES:
         sampling = _sampling(task, nodes, plan.execution.device, is_local(tables.spark))
-        rows = documents.mapInArrow(sampling, _ddl(SAMPLES)).toArrow().to_pylist()
+        rows = documents.mapInArrow(sampling, SAMPLES_DDL).toArrow().to_pylist()
         sample = [
             SampledPath(
                 row["label"], tuple(row["words"]), np.array(row["derivatives"], dtype=np.float64).reshape(nodes, -1)
@@ -136,8 +142,12 @@ def _calibrate(
         except MethodError as error:
             raise MethodError(f"model {model.folder!r}: {error}") from error
         if calibration.reference_error <= MOST_REFERENCE_ERROR:
-            break
-    return calibration
+            return calibration
+    raise MethodError(
+        f"model {model.folder!r}: reference_error={calibration.reference_error:.3f} must be at most "
+        f"{MOST_REFERENCE_ERROR} with {nodes} points. The rules would have been fitted to a reference that is off itself. "
+        "Write accuracy: document."
+    )
 
 
 def _interleave(sample: Sequence[SampledPath]) -> list[SampledPath]:
@@ -179,16 +189,6 @@ def _sampling(
         return sample_batches(batches, task, nodes, task_device(device, local))
 
     return sample
-
-
-def _ddl(schema: pa.Schema) -> str:
-    kinds = {
-        "int32": "INT",
-        "string": "STRING",
-        "list<item: string>": "ARRAY<STRING>",
-        "list<item: float>": "ARRAY<FLOAT>",
-    }
-    return ", ".join(f"{field.name} {kinds[str(field.type)]}" for field in schema)
 
 
 def _commit(

@@ -236,10 +236,11 @@ def _read_json(spark: SparkSession, source: Source, path: str, lines: DataFrame,
     fields = [field for field in inferred if field.name not in (*partitions, _RECORD)]
     bom = quote_text("\ufeff")
     lines = lines.withColumn("value", expr(f"if(startswith(value, {bom}), substring(value, 2), value)"))
-    arrays = lines.where("startswith(ltrim(value), '[')")
-    example = (arrays if fields else lines).selectExpr("CAST(value AS BINARY) AS line").head()
-    if example is not None:
-        raise refuse_rows(source, arrays.count() if fields else lines.count(), lines.count(), bytes(example["line"]))
+    array = "startswith(ltrim(value), '[')"
+    if not fields:  # no line is an object
+        example = lines.selectExpr("CAST(value AS BINARY) AS line").head()
+        if example is not None:
+            raise refuse_rows(source, lines.count(), lines.count(), bytes(example["line"]))
     schema = StructType([*fields, StructField(_RECORD, StringType())])
     parsed = lines.withColumn("row", from_json("value", schema, {"columnNameOfCorruptRecord": _RECORD}))
     # Braces in strings are text. Escapes and strings go in two steps: one pattern for both would recurse.
@@ -247,7 +248,7 @@ def _read_json(spark: SparkSession, source: Source, path: str, lines: DataFrame,
     trailing = f"if(value RLIKE {quote_text(_TRAILING)}, {outside} RLIKE {quote_text(_TRAILING)}, FALSE)"
     reason = expr(
         f"CASE WHEN NOT is_valid_utf8(value) THEN 'invalid_utf8' WHEN value RLIKE {quote_text(_LONE_SURROGATE)} THEN 'lone_surrogate'"
-        f" WHEN row IS NULL OR row.{_RECORD} IS NOT NULL OR {trailing} THEN 'malformed_row' END"
+        f" WHEN row IS NULL OR {array} OR row.{_RECORD} IS NOT NULL OR {trailing} THEN 'malformed_row' END"
     )
     return parsed.select(
         *[col("row").getField(field.name).alias(field.name) for field in fields],

@@ -280,7 +280,7 @@ def calibrate(
     started = time.perf_counter()
     explainer = make_explainer(classifier, max_tokens, {"rule": "adaptive"}, 1)
     for nodes in SAMPLE_NODES:
-        sample = explainer.sample_paths(texts, nodes)
+        sample = explainer.sample_paths(explainer.read_texts(texts), nodes)
         random.Random(0).shuffle(sample)  # they come by length, and rules are fitted to the first ones
         sampled = time.perf_counter()
         calibration = fit_calibration(sample, n_documents=corpus_documents)

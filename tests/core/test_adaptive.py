@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from core.models import TEXTS, Shelf
 from core.test_engine import LONG_TEXT, explainer, only, word_scores
 from core.test_methods import Formula
-from lexplain.calibration import fit_calibration
+from lexplain.calibration import CalibratedRule, Calibration, KeywordAccuracy, fit_calibration
 from lexplain.engine import Rejection
 from lexplain.errors import MethodError
 from lexplain.methods import Attribution
@@ -135,6 +136,17 @@ def test_slopes_are_those_of_modified_akima(nodes: int) -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
 
 
+def test_a_calibrated_start_at_one_end_is_refined() -> None:
+    """Slopes take three points: a row that is off the calibration must not end with two."""
+    formula = make(8.0)
+    rule = CalibratedRule((0.0,), (1.0,), (0.0,), 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    keywords = KeywordAccuracy(1, None, None, None)
+    formula.inputs = dataclasses.replace(formula.inputs, prepared=Calibration((rule,), 12, 0.0, keywords))
+    found = integrated_gradients(formula, formula.inputs, max_nodes=400)
+    assert found.converged.all()
+    assert (errors(found, make(8.0)) <= 0.08).all()
+
+
 # --- on classifiers ---------------------------------------------------------------------------------------------
 
 
@@ -160,7 +172,8 @@ def test_a_calibrated_start_saves_evaluations(shelf: Shelf, tmp_path: Path) -> N
     texts = [" ".join(words[start::5]) for start in range(5)] + [
         " ".join(words[start : start + 9]) for start in range(40)
     ]
-    sample = explainer(classifier).sample_paths(texts, 33)
+    plain_explainer = explainer(classifier)
+    sample = plain_explainer.sample_paths(plain_explainer.read_texts(texts), 33)
     assert [len(path.words) for path in sample] == [path.derivatives.shape[1] for path in sample]
     calibration = fit_calibration(sample, n_documents=1000)
     exact = explainer(classifier, rule="gauss_legendre", nodes=300).explain(TEXTS)

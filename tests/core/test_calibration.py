@@ -176,3 +176,12 @@ def test_a_sharper_gradient_shows_in_the_reference_error() -> None:
     smooth = fit_calibration(make_sample(24), n_documents=100)
     sharp = fit_calibration(make_sample(24, width=0.03), n_documents=100)
     assert smooth.reference_error < 0.01 < sharp.reference_error
+
+
+def test_classes_too_many_to_compare_are_judged_by_the_rules_error() -> None:
+    """No word in three documents of a class: no noise to compare with is no licence for one node."""
+    sample = [dataclasses.replace(path, label=f"class{number // 2}") for number, path in enumerate(make_sample(48))]
+    keywords = fit_calibration(sample, n_documents=1_000_000).keywords
+    assert keywords.quadrature_share is None
+    assert keywords.nodes > 1
+    assert fit_calibration(sample, n_documents=1_000_000).rule(keywords.nodes).error_p90 <= 0.1

@@ -313,6 +313,72 @@ def test_no_documents_give_no_rows(shelf: Shelf, models: ModelCache):
     assert models.loads == 0
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_so_many_labels_as_asked_are_explained(shelf: Shelf, models: ModelCache, top_k: int):
+    rows = explain([stage(TEXTS[:2])], make_task(model_task(shelf.folder("bert")), top_k=top_k))
+    assert [row["label_rank"] for row in rows] == [*range(top_k)] * 2
+    probabilities = [row["probability"] for row in rows[:top_k]]
+    assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_a_compiled_model_gives_the_rows_of_an_eager_one(shelf: Shelf, models: ModelCache, monkeypatch):
+    """Two targets of one forward part too. The backend without code generation: the test must not need a compiler."""
+    eager = explain([stage(TEXTS[:2])], make_task(model_task(shelf.folder("bert")), top_k=2))
+    compile_model = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **how: compile_model(module, backend="aot_eager", **how)
+    )
+    monkeypatch.setattr(executor, "MODELS", ModelCache())
+    compiled = explain([stage(TEXTS[:2])], make_task(model_task(shelf.folder("bert")), top_k=2, compile=True))
+    assert_same(compiled, eager)
+
+
+def test_bfloat16_is_another_model_in_the_cache(shelf: Shelf, models: ModelCache):
+    exact, short = (
+        explain([stage(TEXTS[:2])], make_task(model_task(shelf.folder("bert")), precision=precision, top_k=1))
+        for precision in ("float32", "bfloat16")
+    )
+    assert models.loads == 2
+    for row, other in zip(exact, short, strict=True):
+        assert row["target_score"] != other["target_score"]
+        assert row["target_score"] == pytest.approx(other["target_score"], abs=0.05)
+
+
+def test_a_tokenizer_that_fails_costs_one_row(shelf: Shelf, models: ModelCache, monkeypatch: pytest.MonkeyPatch):
+    """The texts are read in another thread: what goes wrong there reaches the row it belongs to."""
+    encode = Classifier.encode
+
+    def fail(classifier: Classifier, text: str, **shape: Any) -> Any:
+        if "final" in text:
+            raise RuntimeError("no such piece")
+        return encode(classifier, text, **shape)
+
+    monkeypatch.setattr(Classifier, "encode", fail)
+    rows = explain([stage(["the cup", "the final", "a tax"])], make_task(model_task(shelf.folder("bert"))))
+    assert [row["status"] for row in rows] == ["explained", "rejected", "explained"]
+    assert rows[1]["reason"] == "not_tokenized"
+
+
+def test_copies_of_a_text_stay_together(shelf: Shelf, models: ModelCache):
+    """They are explained once, also across the end of a look-ahead."""
+    copies = stage(["the cup"] * (LOOK_AHEAD_DOCUMENTS + 20))
+    found = list(explain_batches(iter([copies]), make_task(model_task(shelf.folder("bert"))), "cpu"))
+    assert [batch.num_rows for batch in found] == [LOOK_AHEAD_DOCUMENTS + 20]
+
+
+def test_masks_have_spans(shelf: Shelf, models: ModelCache):
+    options = {"steps": 5, "forced": 0.0}
+    task = make_task(model_task(shelf.folder("bert")), method="marc.v1", options=options)
+    (row,) = explain([stage(TEXTS[:1])], task)
+    by_place = {word["start"]: word for word in row["words"]}
+    assert row["spans"]
+    for span in row["spans"]:
+        inside = [by_place[start] for start in sorted(by_place) if span["start"] <= start < span["end"]]
+        assert [word["word"] for word in inside] == span["words"]
+        assert np.mean([word["score"] for word in inside]) == pytest.approx(span["score"])
+        assert min(word["score"] for word in inside) >= 0.5
+
+
 @pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_batches_do_not_matter(shelf: Shelf, models: ModelCache, family: str):
     """More documents than one look ahead, so that a window ends inside a batch."""

@@ -212,6 +212,7 @@ class Method:
         options: By name, in the order of the signature.
         across: Takes the options that are not at their defaults, returns what is wrong between them.
         models: Types of models that it explains, as their config names them; empty: any.
+        fits: Takes a network and all options; raises ModelError where it cannot explain that network so.
     """
 
     id: str
@@ -224,6 +225,7 @@ class Method:
     options: Mapping[str, Option]
     across: Callable[[Mapping[str, object]], list[Problem]]
     models: tuple[str, ...] = ()
+    fits: Callable[[nn.Module, Mapping[str, object]], None] = lambda model, options: None
 
     def check(self, options: Mapping[str, object]) -> list[Problem]:
         """Return every problem of the options that a plan gives; none if they are right."""
@@ -269,6 +271,7 @@ def method(
     *, version: int, cite: str, complete: bool = False, signed: bool = True, stochastic: bool = False,
     mask: bool = False, models: tuple[str, ...] = (), ranges: Mapping[str, tuple[float, float]] | None = None,
     across: Callable[[Mapping[str, object]], list[Problem]] = lambda options: [],
+    fits: Callable[[nn.Module, Mapping[str, object]], None] = lambda model, options: None,
 ) -> Callable[[Function], Function]:  # fmt: skip
     """Register a function as an attribution method under `NAME.vVERSION`.
 
@@ -282,6 +285,7 @@ def method(
         mask: Scores are a mask in [0, 1].
         ranges: Smallest and largest value of an option, both allowed.
         across: Takes the options that are not at their defaults, returns what is wrong between them.
+        fits: Takes a network and all options; raises ModelError where it cannot explain that network so.
 
     Raises:
         MethodError: The id is taken, or a range names no option.
@@ -308,7 +312,7 @@ def method(
                 f"Write another name, or version={version + 1}."
             )
         _registered[identity] = Method(
-            identity, function, complete, signed, stochastic, mask, cite, options, across, models
+            identity, function, complete, signed, stochastic, mask, cite, options, across, models, fits
         )  # fmt: skip
         return function
 

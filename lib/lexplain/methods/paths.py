@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lexplain.calibration import Calibration
+from lexplain.calibration import MOST_NODES, Calibration
 from lexplain.errors import MethodError, Problem
 from lexplain.methods import Attribution, Evaluate, Inputs, method
 
@@ -55,7 +55,13 @@ def check_rule(options: Mapping[str, object]) -> list[Problem]:
     rule = str(options.get("rule", "adaptive"))
     unread = [("nodes", "adaptive")] if rule == "adaptive" else []
     unread += [(name, rule) for name in ("tolerance", "max_nodes", "unconverged") if rule != "adaptive"]
-    return [
+    nodes = options.get("nodes")
+    too_many = rule == "calibrated" and isinstance(nodes, int) and nodes > MOST_NODES
+    problems = [
+        Problem("method.nodes", nodes, f"must be at most {MOST_NODES} with accuracy: keywords",
+                "No such rule is fitted, and every task would have failed", "Leave nodes out: the job chooses them")
+    ] if too_many else []  # fmt: skip
+    return problems + [
         Problem(f"method.{name}", options[name], f"is not read by rule: {used}",
                 "The explanations would not have been as accurate, or as cheap, as the plan says",
                 "Leave it out, or write rule: midpoint" if name == "nodes" else "Leave it out, or write rule: adaptive")
@@ -223,6 +229,8 @@ class _Lines:
     def add_ends(self, evaluate: Evaluate, rows: NDArray[np.int64]) -> None:
         """Evaluate both ends of the path where they are missing: intervals must cover all of it."""
         missing = [(row, end) for row in rows for end in (0.0, 1.0) if end not in self._alphas[row][[0, -1]]]
+        # slopes take three points
+        missing += [(row, 0.5) for row in rows if len(set(self._alphas[row].tolist()) | {0.0, 1.0}) < 3]
         self.add(evaluate, np.array([row for row, _ in missing], dtype=np.int64), np.array([end for _, end in missing]))
 
     def integrate(self, rows: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], Tensor, Tensor, NDArray[np.float64]]]:

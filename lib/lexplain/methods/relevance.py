@@ -12,7 +12,7 @@ Shape letters: B rows, N points of one pass, S tokens, D embedding, H filter wid
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,8 +40,17 @@ _ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "silu", "tanh")
 _TEXTCNN_EPS = 0.001
 
 
+def check_network(model: Any, options: Mapping[str, Any]) -> None:
+    """Check that the rule of the options is one for this network.
+
+    Raises:
+        ModelError: It is not.
+    """
+    _choose_rule(model, options["rule"], options["bias_factor"])
+
+
 @method(
-    version=1, signed=True, cite="bach2015pixel", models=("textcnn", *TRANSFORMERS),
+    version=1, signed=True, cite="bach2015pixel", models=("textcnn", *TRANSFORMERS), fits=check_network,
     ranges={"eps": (0.0, 1.0), "bias_factor": (0.0, 1.0)},
 )  # fmt: skip
 def lrp(
