@@ -154,6 +154,11 @@ def show_keywords(console: Console, run: Run, key: str) -> None:
     )
     console.print()
     print_keywords(console, [row.asDict() for row in rows], n_splits=splits)
+    bare = sorted(set(run.plan.keywords.labels or run.labels) - {row["label"] for row in rows})
+    if rows and bare:
+        console.print(
+            f"Without keywords: {escape(', '.join(bare))}: no document counts as evidence, or no word held up.\n"
+        )
     if not rows:
         dropped = run.tables.spark.sql(
             f"SELECT drop_reason, count(*) AS n FROM {run.tables.name('keywords')} WHERE keyword_key = {quote_text(key)}"
@@ -184,6 +189,7 @@ def _show_where(console: Console, plan: Plan, run: Run) -> None:
 
 
 def _run(run: Run) -> str:
+    run.read_sources()
     run.fine_tune()
     run.attribute()
     return run.aggregate()

@@ -69,6 +69,14 @@ class Run:
         """The training documents as staged; None where the plan has none."""
         return None if self.plan.training is None else self._stage(self.plan.training, "training")
 
+    def read_sources(self) -> None:
+        """Stage both inputs, so that a defect of either is known before anything is trained.
+
+        Raises:
+            CorpusError: An input cannot be read as mapped, or has ids that are null or occur twice.
+        """
+        _ = self.training, self.corpus
+
     def fine_tune(self) -> None:
         """Fine-tune the splits that are not fine-tuned yet; nothing for models that the user brought."""
         if self.plan.models.base is not None:
@@ -111,11 +119,19 @@ class Run:
             check_seen(self.tables, self.corpus, self.plan.corpus, len(self.locations))
         return take_models(self.tables, self.plan, self.find_method, self.locations)
 
-    def _check_labels(self, models: list[ExplainedModel]) -> None:
-        """Refuse models whose labels meet neither the corpus's nor the plan's: every table would be empty."""
+    @property
+    def labels(self) -> list[str]:
+        """The labels of the models, by name."""
+        return self._list_labels(self.models)
+
+    def _list_labels(self, models: Sequence[ExplainedModel]) -> list[str]:
         digests = quote_list([model.digest for model in models])
         rows = self.tables.read("models").where(f"digest IN ({digests})").selectExpr("explode(labels) AS label")
-        known = {row["label"] for row in rows.distinct().collect()}
+        return sorted(row["label"] for row in rows.distinct().collect())
+
+    def _check_labels(self, models: Sequence[ExplainedModel]) -> None:
+        """Refuse models whose labels meet neither the corpus's nor the plan's: every table would be empty."""
+        known = set(self._list_labels(models))
         unknown = sorted(set(self.plan.keywords.labels) - known)
         if unknown:
             raise ModelError(

@@ -398,7 +398,8 @@ def _check_across(plan: Plan, find_method: FindMethod, sure: Sure) -> Iterator[P
         yield Problem("name", plan.name, "must be letters, digits, '.', '_' or '-', 100 at most",
                       "Folders and model names made from it would break", "Write a name such as news-topics")  # fmt: skip
     if text.overlap * 2 > text.max_tokens and sure("text.max_tokens"):
-        yield Problem("text.overlap", text.overlap, f"must be at most half of text.max_tokens={text.max_tokens}",
+        default = " (its default)" if text.overlap == Text().overlap else ""
+        yield Problem("text.overlap", text.overlap, f"must be at most half of text.max_tokens={text.max_tokens}{default}",
                       "Each window would have advanced by a few tokens, at many times the cost",
                       f"Write overlap: {text.max_tokens // 8}")  # fmt: skip
 
@@ -460,7 +461,8 @@ def _check_method(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
         not method.id.startswith("integrated_gradients.") or "rule" in plan.method.options
     ):
         yield Problem("method.accuracy", "keywords", "is of integrated_gradients, without a rule of the plan's own",
-                      "Scores would not have been those of the method", "Write accuracy: document, or leave rule out")  # fmt: skip
+                      "Scores would not have been those of the method",
+                      "Write accuracy: document, or leave out the rule, or the preset that brings one")  # fmt: skip
     if plan.method.options.get("rule") == "calibrated":
         yield Problem("method.options.rule", "calibrated", "is what accuracy: keywords means",
                       "The explanations would have counted as accurate for each document", "Write accuracy: keywords")  # fmt: skip
