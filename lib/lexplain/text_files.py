@@ -237,10 +237,15 @@ def _read_json(spark: SparkSession, source: Source, path: str, lines: DataFrame,
     bom = quote_text("\ufeff")
     lines = lines.withColumn("value", expr(f"if(startswith(value, {bom}), substring(value, 2), value)"))
     array = "startswith(ltrim(value), '[')"
-    if not fields:  # no line is an object
-        example = lines.selectExpr("CAST(value AS BINARY) AS line").head()
-        if example is not None:
-            raise refuse_rows(source, lines.count(), lines.count(), bytes(example["line"]))
+    # An object's line never ends with a bracket: one that does closes an array over several lines.
+    closing = f"endswith(rtrim(value), ']') AND NOT {array}"
+    counts = lines.selectExpr(
+        "count(*) AS n", f"count_if({array}) AS opened", f"count_if({closing}) AS closed",
+        f"min(CAST(if({array} OR {bool(not fields)}, value, NULL) AS BINARY)) AS example",
+    ).collect()[0]  # fmt: skip
+    if counts["n"] and (not fields or (counts["opened"] and counts["closed"])):
+        broken = counts["opened"] if fields else counts["n"]
+        raise refuse_rows(source, broken, counts["n"], bytes(counts["example"]))
     schema = StructType([*fields, StructField(_RECORD, StringType())])
     parsed = lines.withColumn("row", from_json("value", schema, {"columnNameOfCorruptRecord": _RECORD}))
     # Braces in strings are text. Escapes and strings go in two steps: one pattern for both would recurse.

@@ -167,7 +167,7 @@ ARRAY = '[{"id": 1, "text": "a"},\n{"id": 2, "text": "b"}]'
 OBJECTS = json.dumps({"id": 1, "text": "a"}, indent=1)
 REFUSED: list[tuple[str, bytes, dict[str, Any], str]] = [
     ("array.json", ARRAY.encode(), {}, r"1 of 2 rows are malformed, as '\[.*`jq -c"),
-    ("line.json", b'{"id": 0, "text": "c"}\n' + ARRAY.replace("\n", "").encode(), {}, r"1 of 2 rows .*`jq -c"),
+    ("line.json", ARRAY.replace("\n", "").encode(), {}, r"1 of 1 rows .*`jq -c"),
     ("printed.json", OBJECTS.encode(), {}, r"4 of 4 rows are malformed, as '\{'.*`jq -c"),
     ("tabs.csv", b"id\ttext\n1\ta, b\n", {}, r"corpus.columns.text='text'.*no such column.*'id\\ttext'"),
     ("wide.csv", b"id,text\n1,a,b\n2,c,d\n3,e\n", {}, r"2 of 3 rows are malformed, as '1,a,b'"),
@@ -195,6 +195,13 @@ def test_a_wrong_file_is_refused_in_one_sentence(
     assert len(said.splitlines()) == 1
     assert "at org.apache" not in said
     assert "__" not in said.replace(str(tmp_path), "")
+
+
+def test_an_array_among_json_lines_is_one_malformed_row(spark: SparkSession, tmp_path: Path) -> None:
+    data = b'{"id": 0, "text": "c"}\n[1, 2]\n{"id": 1, "text": "d"}\n'
+    found = read(spark, tmp_path / "mixed.json", data)
+    assert {row["doc_id"] for row in found if row["defect"] is None} == {"0", "1"}
+    assert [(bytes(row["text"]), row["defect"]) for row in found if row["defect"]] == [(b"[1, 2]", "malformed_row")]
 
 
 def test_files_of_a_folder_must_agree_on_their_header(spark: SparkSession, tmp_path: Path) -> None:
