@@ -241,7 +241,7 @@ def _read_json(spark: SparkSession, source: Source, path: str, lines: DataFrame,
     closing = f"endswith(rtrim(value), ']') AND NOT {array}"
     counts = lines.selectExpr(
         "count(*) AS n", f"count_if({array}) AS opened", f"count_if({closing}) AS closed",
-        f"min(CAST(if({array} OR {bool(not fields)}, value, NULL) AS BINARY)) AS example",
+        f"CAST(first(if({array} OR {bool(not fields)}, value, NULL), TRUE) AS BINARY) AS example",
     ).collect()[0]  # fmt: skip
     if counts["n"] and (not fields or (counts["opened"] and counts["closed"])):
         broken = counts["opened"] if fields else counts["n"]
