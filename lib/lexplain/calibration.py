@@ -75,7 +75,7 @@ class CalibratedRule:
 
     def integrate(self, derivatives: Tensor) -> Tensor:
         """Return the scores, (B, n, S) to (B, S)."""
-        return _weigh(self.weights, derivatives)
+        return weigh_nodes(self.weights, derivatives)
 
     def estimate_error(self, derivatives: Tensor, difference: Tensor) -> Tensor:
         """Return the L2 error to expect, relative to the scores' L2 norm, (B,).
@@ -92,7 +92,7 @@ class CalibratedRule:
 
         scores = self.integrate(derivatives)
         norm = scores.norm(dim=-1).clamp_min(1e-300)
-        off = (scores - _weigh(self.companion, derivatives)).norm(dim=-1) / norm
+        off = (scores - weigh_nodes(self.companion, derivatives)).norm(dim=-1) / norm
         gap = (difference - scores.sum(-1)).abs() / norm
         return torch.maximum(self.ratio * off, self.error_max * gap / max(self.gap_max, 1e-12))
 
@@ -415,7 +415,8 @@ def _shrink(
     return weights
 
 
-def _weigh(weights: Sequence[float], derivatives: Tensor) -> Tensor:
+def weigh_nodes(weights: Sequence[float], derivatives: Tensor) -> Tensor:
+    """Return the weighted sum over the nodes, (B, n, S) to (B, S); weights go in float64."""
     import torch
 
     weight = torch.tensor(weights, dtype=torch.float64, device=derivatives.device)

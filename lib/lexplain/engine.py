@@ -218,6 +218,8 @@ class Explainer:
             )
         except Exception as error:  # whatever a tokenizer stumbles over is this text's, not the batch's
             document.rejection = Rejection("not_tokenized", f"The tokenizer fails on this text: {error}")
+            return
+        document.weights = self._weigh(document.encoding.windows)
 
     def _predict(self, documents: Sequence[_Document]) -> None:
         """Compute every window's logits, and each text's probabilities and targets."""
@@ -347,16 +349,15 @@ class Explainer:
                 continue
             target, window = row.target, row.window
             content = ~np.asarray(window.special, dtype=bool)
-            weight = self._weigh(row.document)[row.number]
+            weight = row.document.weights[row.number]
             target.token_scores[window.start : window.stop] += weight * scores[number, : len(window.ids)][content]
             target.baseline_score += baseline_score[number]
             target.gap += gap[number]
             target.evaluations += evaluations[number]
             target.converged &= converged[number]
 
-    def _weigh(self, document: _Document) -> Sequence[NDArray[np.float64] | float]:
+    def _weigh(self, windows: Sequence[Window]) -> Sequence[NDArray[np.float64] | float]:
         """Return what each window counts for its tokens: additive scores are averaged, masks are blended."""
-        windows = document.encoding.windows
         if self._method.mask:
             return weigh_windows([(window.start, window.stop) for window in windows])
         return [1 / len(windows)] * len(windows)
@@ -430,6 +431,7 @@ class _Document:
     text: str
     words: list[Word] = field(default_factory=list)
     encoding: Encoding = field(init=False)
+    weights: Sequence[NDArray[np.float64] | float] = field(init=False)  # of each window
     logits: NDArray[np.float64] = field(init=False)  # (windows, C)
     targets: list[_Target] = field(default_factory=list)
     rejection: Rejection | None = None

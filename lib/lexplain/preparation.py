@@ -53,11 +53,16 @@ def find_calibrations(
     if not needs_calibration(plan, find_method):
         return list(models)
     keys = {model.digest: calibration_key(plan, find_method, model.digest) for model in models}
-    rows = tables.read("calibrations").where(f"calibration_key IN ({quote_list(list(keys.values()))})")
-    found = {
+    found = _read_calibrations(tables, list(keys.values()))
+    return [replace(model, calibration=found.get(keys[model.digest])) for model in models]
+
+
+def _read_calibrations(tables: Tables, keys: Sequence[str]) -> dict[str, str | None]:
+    """Return the calibrations that are there by key; None for a key that is known to have none."""
+    rows = tables.read("calibrations").where(f"calibration_key IN ({quote_list(keys)})")
+    return {
         row["calibration_key"]: row["calibration"] for row in rows.select("calibration_key", "calibration").collect()
     }
-    return [replace(model, calibration=found.get(keys[model.digest])) for model in models]
 
 
 def calibrate_models(
@@ -88,8 +93,7 @@ def calibrate_models(
     if not needs_calibration(plan, find_method):
         return list(models)
     keys = {model.digest: calibration_key(plan, find_method, model.digest) for model in models}
-    rows = tables.read("calibrations").where(f"calibration_key IN ({quote_list(list(keys.values()))})")
-    there = {row["calibration_key"] for row in rows.select("calibration_key").collect()}
+    there = _read_calibrations(tables, list(keys.values()))
     missing = [model for model in models if keys[model.digest] not in there]
     if missing:
         progress.start("calibrate", len(missing), "models")

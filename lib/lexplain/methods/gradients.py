@@ -48,7 +48,7 @@ def saliency(
         length = gradients.shape[1]
         scores[points, :length] = _size(gradients, inputs.x[points, :length], norm, sign)
 
-    _visit_x(evaluate, inputs, see)
+    visit_inputs(evaluate, inputs, see)
     return Attribution.from_scores(scores.masked_fill_(inputs.special, 0.0), evaluate, inputs, evaluations=1)
 
 
@@ -76,7 +76,7 @@ def gradient_x_input(evaluate: Evaluate, inputs: Inputs, *, baseline: str = "mas
         length = gradients.shape[1]
         scores[points, :length] = (inputs.x[points, :length] * gradients).sum(-1, dtype=torch.float64)
 
-    _visit_x(evaluate, inputs, see)
+    visit_inputs(evaluate, inputs, see)
     return Attribution.from_scores(scores.masked_fill_(inputs.special, 0.0), evaluate, inputs, evaluations=1)
 
 
@@ -133,8 +133,14 @@ def smoothgrad(
     return Attribution.from_scores(scores.masked_fill_(inputs.special, 0.0), evaluate, inputs, evaluations=samples)
 
 
-def _visit_x(evaluate: Evaluate, inputs: Inputs, see: Callable[[Tensor, Tensor, Tensor | None], None]) -> None:
-    """Take the gradient of each row at x; the targets of a window share the forward part."""
+def visit_inputs(evaluate: Evaluate, inputs: Inputs, see: Callable[[Tensor, Tensor, Tensor | None], None]) -> None:
+    """Take the gradient of each row at x; the targets of a window share the forward part.
+
+    Args:
+        evaluate: The model with the target of each row.
+        inputs: The rows; points have their numbers.
+        see: As in `Evaluate.visit`.
+    """
     rows = torch.arange(len(inputs.x))
 
     def place(points: Tensor, length: int) -> Tensor:

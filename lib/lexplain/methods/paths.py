@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lexplain.calibration import MOST_NODES, Calibration
+from lexplain.calibration import MOST_NODES, Calibration, weigh_nodes
 from lexplain.errors import MethodError, Problem
 from lexplain.methods import Attribution, Evaluate, Inputs, method
 
@@ -125,7 +125,7 @@ def integrated_gradients(
         alphas, weights = quadrature(rule, nodes or 50)
     count = len(inputs.x)
     values, derivatives = _evaluate_grid(evaluate, count, alphas)
-    scores = _add(weights, derivatives)
+    scores = weigh_nodes(weights, derivatives)
     baseline_score = values[:, 0] if alphas[0] == 0.0 else _baseline_score(evaluate, count)
     return Attribution(
         scores=scores,
@@ -289,11 +289,6 @@ def _evaluate_grid(evaluate: Evaluate, count: int, alphas: tuple[float, ...]) ->
         torch.arange(count).repeat_interleave(len(alphas)), torch.tensor(alphas, dtype=torch.float64).repeat(count)
     )
     return values.view(count, len(alphas)), derivatives.view(count, len(alphas), -1)
-
-
-def _add(weights: tuple[float, ...], derivatives: Tensor) -> Tensor:
-    weight = torch.tensor(weights, dtype=torch.float64, device=derivatives.device)
-    return (weight[:, None] * derivatives).sum(1)
 
 
 def _baseline_score(evaluate: Evaluate, count: int) -> Tensor:

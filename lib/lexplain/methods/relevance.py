@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from lexplain.errors import ModelError
 from lexplain.methods import Attribution, Evaluate, Inputs, method
+from lexplain.methods.gradients import visit_inputs
 
 if TYPE_CHECKING:
     from lexplain.textcnn import TextCNNForSequenceClassification
@@ -92,9 +93,6 @@ def lrp(
     chosen = _choose_rule(model, rule, bias_factor)
     scores = torch.zeros(inputs.mask.shape, dtype=torch.float64, device=inputs.x.device)
 
-    def place(points: Tensor, length: int) -> Tensor:
-        return inputs.x[points, :length]
-
     def see_relevance(points: Tensor, values: Tensor, relevance: Tensor | None) -> None:
         assert relevance is not None  # it comes as a gradient
         scores[points, : relevance.shape[1]] = relevance.sum(-1, dtype=torch.float64)
@@ -103,21 +101,19 @@ def lrp(
         assert gradient is not None  # it was asked for
         see_relevance(points, values, inputs.x[points, : gradient.shape[1]] * gradient)
 
-    rows = torch.arange(len(inputs.x))
-    together = torch.zeros(len(rows))  # the targets of a window share its forward pass
     if chosen == "epsilon":
         with _textcnn_rules(model, _TEXTCNN_EPS if eps is None else eps, bias_factor):
-            evaluate.visit(rows, place, see_relevance, share=together)
+            visit_inputs(evaluate, inputs, see_relevance)
     else:
         with _TransformerRules(chosen, eps or 0.0):
-            evaluate.visit(rows, place, see_gradient, share=together)
+            visit_inputs(evaluate, inputs, see_gradient)
     scores = scores.masked_fill(inputs.special, 0.0)
     return Attribution(
         scores=scores,
         baseline_score=torch.zeros_like(inputs.target_score),
         completeness_gap=inputs.target_score - scores.sum(-1),
-        evaluations=torch.ones(len(rows), dtype=torch.long),
-        converged=torch.ones(len(rows), dtype=torch.bool),
+        evaluations=torch.ones(len(inputs.x), dtype=torch.long),
+        converged=torch.ones(len(inputs.x), dtype=torch.bool),
     )
 
 
