@@ -72,7 +72,7 @@ class ExplainedModel:
         folder: Where executors read it.
         digest: What `digest_folder` gave for it.
         drawn: The split it was fine-tuned on; None for a model the user brought.
-        calibration: What `Calibration.to_json` gave; None where there is none.
+        prepared: What `lexplain.preparation` made for it; None where there is nothing.
     """
 
     split: int
@@ -80,7 +80,7 @@ class ExplainedModel:
     folder: str
     digest: str
     drawn: Split | None
-    calibration: str | None = None
+    prepared: str | None = None
 
     def held_out(self, plan: Plan) -> str:
         """Return the SQL condition on (text_digest, trainable, seen_by): the model has not trained on the document."""
@@ -379,9 +379,7 @@ def _check_chunk(explained: DataFrame, chunk: str, owed: Mapping[str, int]) -> d
 
 def as_tasks(models: Sequence[ExplainedModel]) -> list[ModelTask]:
     """Return what a worker is told of models."""
-    return [
-        ModelTask(model.split, model.explain_key, model.folder, model.digest, model.calibration) for model in models
-    ]
+    return [ModelTask(model.split, model.explain_key, model.folder, model.digest, model.prepared) for model in models]
 
 
 def _explaining(

@@ -98,14 +98,14 @@ class ModelTask:
         explain_key: Key of its explanations; None for the SQL function, which stores none.
         folder: Local path or storage URI that this node can read.
         digest: What `digest_folder` gave for it on the driver.
-        calibration: What `Calibration.to_json` gave; None for a model that was not calibrated.
+        prepared: What `lexplain.preparation` made for it, as its kind says; None for nothing.
     """
 
     split: int
     explain_key: str | None
     folder: str
     digest: str
-    calibration: str | None = None
+    prepared: str | None = None
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,6 @@ def open_explainer(task: ExplainTask, model: ModelTask, device: str) -> Explaine
     """
     import torch
 
-    from lexplain.calibration import Calibration
     from lexplain.engine import Explainer
     from lexplain.methods import find_method
 
@@ -319,8 +318,21 @@ def open_explainer(task: ExplainTask, model: ModelTask, device: str) -> Explaine
         merge=task.merge,
         budget_tokens=task.budget_tokens or _BUDGET_TOKENS[device.partition(":")[0]],
         top_k=task.top_k,
-        prepared=None if model.calibration is None else Calibration.from_json(model.calibration),
+        prepared=_open_prepared(task, model),
     )
+
+
+def _open_prepared(task: ExplainTask, model: ModelTask) -> object:
+    """Return what was prepared for a model as its method takes it; None where nothing was."""
+    from lexplain.methods import find_method
+
+    if model.prepared is None:
+        return None
+    kind = find_method(task.method).prepares(task.options)
+    assert kind == "calibration"  # the only one there is
+    from lexplain.calibration import Calibration
+
+    return Calibration.from_json(model.prepared)
 
 
 def explain_batches(batches: Iterator[pa.RecordBatch], task: ExplainTask, device: str) -> Iterator[pa.RecordBatch]:

@@ -20,7 +20,7 @@ from lexplain.executor import ModelTask
 from lexplain.keys import corpus_key, keyword_key, run_id
 from lexplain.keywords import describe_evidence, rank_keywords, sum_words
 from lexplain.plan import FindMethod, Plan, Sink, Source
-from lexplain.preparation import calibrate_models, find_calibrations
+from lexplain.preparation import find_prepared, prepare_models
 from lexplain.schema import TABLES
 from lexplain.tables import Tables, quote_list, quote_text
 from lexplain.training import find_models, fine_tune_splits, key_of, take_models
@@ -93,18 +93,18 @@ class Run:
         if not self._models:
             models = self._find_models()
             self._check_labels(models)
-            self._take(find_calibrations(self.tables, self.plan, self.find_method, models))
+            self._take(find_prepared(self.tables, self.plan, self.find_method, models))
         return self._models
 
     def _take(self, models: list[ExplainedModel]) -> None:
         """Take the models of this run, and register `explain(text)` with the first."""
         self._models = models
-        first = ModelTask(0, None, models[0].folder, models[0].digest, models[0].calibration)
+        first = ModelTask(0, None, models[0].folder, models[0].digest, models[0].prepared)
         register_explain(self.tables.spark, self.plan, self.find_method, first)
 
     def _prepare(self, models: Sequence[ExplainedModel]) -> Sequence[ExplainedModel]:
-        """Calibrate the models that are not calibrated yet."""
-        prepared = calibrate_models(
+        """Make what the method needs to know of the models, where it is not made yet."""
+        prepared = prepare_models(
             self.tables, self.plan, self.find_method, models, self.corpus, self.training, self.progress
         )
         if prepared != self._models:
@@ -348,8 +348,8 @@ def open_tables(spark: SparkSession, sink: Sink, find_method: FindMethod) -> Tab
         key = key_of(plan, find_method, row.asDict())
         if key == runs[0]["explain_keys"][0]:
             model = ExplainedModel(0, key, row["folder"], row["digest"], None)
-            (model,) = find_calibrations(tables, plan, find_method, [model])
-            task = ModelTask(0, None, model.folder, model.digest, model.calibration)
+            (model,) = find_prepared(tables, plan, find_method, [model])
+            task = ModelTask(0, None, model.folder, model.digest, model.prepared)
             register_explain(spark, plan, find_method, task)
     return tables
 

@@ -8,6 +8,7 @@ Spark starts, and reported together (`PlanError`).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import os
@@ -142,6 +143,7 @@ class MethodChoice:
     """The attribution method and its options, as the registry of methods knows them."""
 
     id: str = setting("integrated_gradients", says="see `lexplain methods`")
+    preset: str | None = setting(None, says="a named set of options of the method; options written out win")
     options: Mapping[str, Any] = setting(dict, says="options of the method")
     accuracy: Literal["document", "keywords"] = setting(
         "document", says="document: each explanation within its tolerance; keywords: a few calibrated points, for class"
@@ -260,11 +262,19 @@ class Method(Protocol):
     def id(self) -> str:
         """Versioned id, as `integrated_gradients.v1`."""
 
+    @property
+    def presets(self) -> Mapping[str, Mapping[str, object]]:
+        """Named sets of options."""
+
     def check(self, options: Mapping[str, object]) -> Sequence[Problem]:
         """Return what is wrong with the options."""
 
     def complete_options(self, options: Mapping[str, object]) -> Mapping[str, object]:
         """Return the options with the defaults filled in."""
+
+    @property
+    def prepares(self) -> Callable[[Mapping[str, object]], str | None]:
+        """Takes all options, returns the kind of preparation that the method needs, or None."""
 
 
 FindMethod = Callable[[str], Method]
@@ -311,7 +321,7 @@ class Plan:
             PlanError: As `load`.
         """
         reading = Reading()
-        plan = reading.read(cls, _apply_preset(read_mapping(text, origin)))
+        plan = reading.read(cls, _apply_presets(read_mapping(text, origin), find_method))
         problems = reading.problems
         if folder is not None:
             plan = _absolute(plan, folder)
@@ -364,14 +374,21 @@ _PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def _apply_preset(document: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Lay the plan's own keys over its preset's."""
+def _apply_presets(document: Mapping[str, Any], find_method: FindMethod) -> Mapping[str, Any]:
+    """Lay the plan's own keys over its method's preset's, and those over its own preset's."""
+    method = document.get("method")
+    named = method if isinstance(method, Mapping) else {}
+    name = named.get("id", MethodChoice().id)
+    options = None
+    if isinstance(name, str) and isinstance(named.get("preset"), str):
+        with contextlib.suppress(MethodError):  # reported by the checks that follow, as any wrong choice is
+            options = find_method(name).presets.get(named["preset"])
+    if options is not None:
+        document = overlay({"method": {"options": options}}, document)
     preset = document.get("preset", "default")
     if not isinstance(preset, str) or preset not in _PRESETS:
-        return document  # reported by the reader, as any wrong choice is
+        return document  # reported by the reader
     below = _PRESETS[preset]
-    method = document.get("method")
-    name = method.get("id") if isinstance(method, Mapping) else None
     if isinstance(name, str) and name.partition(".")[0] != MethodChoice().id:
         below = {
             section: values for section, values in below.items() if section != "method"
@@ -457,6 +474,11 @@ def _check_method(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
         yield Problem("method.id", plan.method.id, "is no known method", "Nothing would have been explained",
                       str(error).rsplit(". ", 1)[-1].rstrip("."))  # fmt: skip
         return
+    if plan.method.preset is not None and plan.method.preset not in method.presets:
+        known = ", ".join(method.presets)
+        yield Problem("method.preset", plan.method.preset, f"is no preset of {method.id}",
+                      "The method would have run with its defaults",
+                      f"Write one of: {known}" if known else "Leave it out: the method has none")  # fmt: skip
     if plan.method.accuracy == "keywords" and (
         not method.id.startswith("integrated_gradients.") or "rule" in plan.method.options
     ):

@@ -794,6 +794,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("models__folder", "/elsewhere", set()),
     ("models__register_as", "other", set()),
     ("method__id", "integrated_gradients.v1", set()),  # the newest version by name
+    ("method__preset", "any", set()),  # its options count
     ("method__options", {"rule": "midpoint", "nodes": 20}, TEXT),
     ("method__accuracy", "keywords", TEXT),
     ("method__top_k", 3, TEXT),
@@ -893,3 +894,26 @@ def test_digest_is_stable_and_tells_types_apart():
     assert keys.digest("corpus", {"b": 1, "a": [None, "ö"]}) == keys.digest("corpus", {"a": (None, "ö"), "b": 1})
     assert keys.digest("corpus", "ö") == hashlib.sha256('["corpus","ö"]'.encode()).hexdigest()[:20]
     assert len({keys.digest(*parts) for parts in [("1",), (1,), (None,), ("",), (), ("1", ""), (["1"],)]}) == 7
+
+
+def test_a_method_preset_lays_its_options_below_the_plans_own() -> None:
+    text = READY + "method: {id: marc, preset: marc-paper, options: {complement: one_minus_p}}\n"
+    options = Plan.parse(text, find_method).method.options
+    assert options == {"kernel": "sigma", "complement": "one_minus_p", "weight_decay": 0.0}
+    stored = Plan.parse(text, find_method).to_yaml()
+    assert Plan.parse(stored, find_method).method.options == options, "a stored plan reads the same"
+
+
+@pytest.mark.parametrize(
+    ("method", "remedy"),
+    [
+        ("{id: marc, preset: marc}", "Write one of: marc-2023, marc-paper"),
+        ("{id: random, preset: marc-paper}", "Leave it out"),
+    ],
+)
+def test_an_unknown_method_preset_is_told(method: str, remedy: str) -> None:
+    with pytest.raises(PlanError) as caught:
+        Plan.parse(READY + f"method: {method}\n", find_method)
+    (problem,) = caught.value.problems
+    assert problem.field == "method.preset"
+    assert remedy in problem.remedy

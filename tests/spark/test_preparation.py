@@ -66,7 +66,7 @@ def test_a_model_is_calibrated_on_a_sample_of_the_corpus(adaptive: Run) -> None:
     assert (row["model_digest"], row["corpus_key"]) == (model.digest, adaptive.corpus.key)
     assert row["n_documents"] == 450
     assert row["n_sampled"] == SAMPLE_DOCUMENTS
-    assert model.calibration == row["calibration"]
+    assert model.prepared == row["calibration"]
     calibration = Calibration.from_json(row["calibration"])
     assert calibration.keywords.nodes == row["keyword_nodes"]
     assert row["reference_error"] <= 0.04
@@ -107,7 +107,7 @@ def test_keyword_accuracy_takes_the_calibrated_nodes(spark: SparkSession, folder
     assert {row["accuracy"] for row in rows} == {"keywords"}
     assert {row["evaluations"] for row in rows} == {calibration["keyword_nodes"]}
     assert few.models[0].explain_key != adaptive.models[0].explain_key
-    assert few.models[0].calibration == adaptive.models[0].calibration
+    assert few.models[0].prepared == adaptive.models[0].prepared
     first = {}
     for run in (few, adaptive):
         kept = run.tables.read("keywords").where(f"keyword_key = '{run.record['keyword_key']}' AND rank = 1").collect()

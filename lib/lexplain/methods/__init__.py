@@ -21,7 +21,7 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from lexplain.errors import MethodError, Problem
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
     METHODS: Mapping[str, Method]
     """Every method by versioned id; the families are imported when it is first read."""
+
+Preparation = Literal["calibration"]
+"""Kinds of what is made of a model and corpus before a run, each a module of `lexplain.preparation`."""
 
 _FAMILIES = ("paths", "gradients", "relevance", "masks", "controls")
 
@@ -58,7 +61,7 @@ class Inputs:
         seeds: (B,) long, CPU: where a row's random numbers start. Made of the text, the window and the method,
             so that a row is the same whatever shares its batch.
         target_score: (B,) float64, F(x): the logit of the row's target.
-        prepared: What a preparation has made for this model and method, as a `Calibration`; None if nothing.
+        prepared: What a preparation has made for this model and method, see `Method.prepares`; None if nothing.
     """
 
     x: Tensor
@@ -213,6 +216,8 @@ class Method:
         across: Takes the options that are not at their defaults, returns what is wrong between them.
         models: Types of models that it explains, as their config names them; empty: any.
         fits: Takes a network and all options; raises ModelError where it cannot explain that network so.
+        presets: Named sets of options, as a paper or its code has them.
+        prepares: Takes all options, returns what must be known of a model and corpus before a run: its kind, or None.
     """
 
     id: str
@@ -226,6 +231,8 @@ class Method:
     across: Callable[[Mapping[str, object]], list[Problem]]
     models: tuple[str, ...] = ()
     fits: Callable[[nn.Module, Mapping[str, object]], None] = lambda model, options: None
+    presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    prepares: Callable[[Mapping[str, object]], Preparation | None] = lambda options: None
 
     def check(self, options: Mapping[str, object]) -> list[Problem]:
         """Return every problem of the options that a plan gives; none if they are right."""
@@ -272,6 +279,8 @@ def method(
     mask: bool = False, models: tuple[str, ...] = (), ranges: Mapping[str, tuple[float, float]] | None = None,
     across: Callable[[Mapping[str, object]], list[Problem]] = lambda options: [],
     fits: Callable[[nn.Module, Mapping[str, object]], None] = lambda model, options: None,
+    presets: Mapping[str, Mapping[str, object]] | None = None,
+    prepares: Callable[[Mapping[str, object]], Preparation | None] = lambda options: None,
 ) -> Callable[[Function], Function]:  # fmt: skip
     """Register a function as an attribution method under `NAME.vVERSION`.
 
@@ -286,9 +295,11 @@ def method(
         ranges: Smallest and largest value of an option, both allowed.
         across: Takes the options that are not at their defaults, returns what is wrong between them.
         fits: Takes a network and all options; raises ModelError where it cannot explain that network so.
+        presets: Named sets of options, as a paper or its code has them.
+        prepares: Takes all options, returns the kind of preparation that the method needs, or None.
 
     Raises:
-        MethodError: The id is taken, or a range names no option.
+        MethodError: The id is taken, a range names no option, or a preset's options are refused.
     """
 
     def register(function: Function) -> Function:
@@ -311,9 +322,14 @@ def method(
                 f"method={identity!r} must be registered once. Rows of two methods would have shared one id. "
                 f"Write another name, or version={version + 1}."
             )
-        _registered[identity] = Method(
-            identity, function, complete, signed, stochastic, mask, cite, options, across, models, fits
+        registered = Method(
+            identity, function, complete, signed, stochastic, mask, cite, options, across, models, fits,
+            dict(presets or {}), prepares,
         )  # fmt: skip
+        for preset, values in registered.presets.items():
+            if problems := registered.check(values):
+                raise MethodError(f"preset={preset!r} of {identity} is refused. {problems[0]}")
+        _registered[identity] = registered
         return function
 
     return register

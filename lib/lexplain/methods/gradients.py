@@ -18,7 +18,7 @@ Norm = Literal["l2_squared", "l2", "l1"]
 Sign = Literal["none", "gradient_x_input"]
 
 
-@method(version=1, signed=False, cite="arras2016explaining")
+@method(version=1, signed=False, cite="arras2016explaining", presets={"sa-2016": {"norm": "l2_squared"}})
 def saliency(
     evaluate: Evaluate, inputs: Inputs, *, norm: Norm = "l2_squared", sign: Sign = "none", baseline: str = "mask"
 ) -> Attribution:

@@ -50,6 +50,11 @@ def _check_across(options: Mapping[str, object]) -> list[Problem]:
         "comprehensiveness": (0.0, 100.0), "sparsity": (0.0, 100.0), "smoothness": (0.0, 100.0), "forced": (0.0, 0.5),
         "noise": (0.0, 10.0),
     },
+    presets={
+        # the released code, and the paper's own equations
+        "marc-2023": {"kernel": "sigma_squared", "complement": "one_minus_p", "weight_decay": 0.01},
+        "marc-paper": {"kernel": "sigma", "complement": "log_p", "weight_decay": 0.0},
+    },
 )  # fmt: skip
 def marc(
     evaluate: Evaluate, inputs: Inputs, *, steps: int = 900, learning_rate: float = 0.03, weight_decay: float = 0.01,

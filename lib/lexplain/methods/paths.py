@@ -70,8 +70,12 @@ def check_rule(options: Mapping[str, object]) -> list[Problem]:
 
 
 # Gauss-Legendre nodes are the eigenvalues of a (nodes, nodes) matrix: past 2000 they cost more than the model
+def _needs_calibration(options: Mapping[str, object]) -> Literal["calibration"] | None:
+    return "calibration" if options["rule"] in ("adaptive", "calibrated") else None
+
+
 @method(
-    version=1, complete=True, signed=True, cite="sundararajan2017axiomatic", across=check_rule,
+    version=1, complete=True, signed=True, cite="sundararajan2017axiomatic", across=check_rule, prepares=_needs_calibration,
     ranges={"nodes": (2, 2000), "tolerance": (0.001, 0.5), "max_nodes": (16, 2000)},
 )  # fmt: skip
 def integrated_gradients(

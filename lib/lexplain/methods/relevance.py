@@ -53,6 +53,11 @@ def check_network(model: Any, options: Mapping[str, Any]) -> None:
 @method(
     version=1, signed=True, cite="bach2015pixel", models=("textcnn", *TRANSFORMERS), fits=check_network,
     ranges={"eps": (0.0, 1.0), "bias_factor": (0.0, 1.0)},
+    presets={
+        "arras-2016": {"rule": "epsilon", "eps": 0.01, "bias_factor": 1.0},
+        "attnlrp-2024": {"rule": "attnlrp", "eps": 1e-10},
+        "cp-lrp-2022": {"rule": "cp_lrp"},
+    },
 )  # fmt: skip
 def lrp(
     evaluate: Evaluate, inputs: Inputs, *, rule: Rule = "auto", eps: float | None = None, bias_factor: float = 0.0

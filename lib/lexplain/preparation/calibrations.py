@@ -1,4 +1,4 @@
-"""What a method needs before a run: calibrations of the models, fitted to a sample of the corpus and kept.
+"""Calibrations of the models, fitted to a sample of the corpus and kept in the table `calibrations`.
 
 Driver only, apart from the closures that it sends to the executors.
 """
@@ -40,21 +40,13 @@ _FEW_DOCUMENTS = 400
 _TASK_DOCUMENTS = 12
 
 
-def needs_calibration(plan: Plan, find_method: FindMethod) -> bool:
-    """Tell whether the plan's method places its points by a calibration."""
-    options = find_method(plan.method.id).complete_options(plan.method.asked)
-    return options.get("rule") in ("adaptive", "calibrated")
-
-
 def find_calibrations(
     tables: Tables, plan: Plan, find_method: FindMethod, models: Sequence[ExplainedModel]
 ) -> list[ExplainedModel]:
     """Return the models with their calibrations, as far as there are any."""
-    if not needs_calibration(plan, find_method):
-        return list(models)
     keys = {model.digest: calibration_key(plan, find_method, model.digest) for model in models}
     found = _read_calibrations(tables, list(keys.values()))
-    return [replace(model, calibration=found.get(keys[model.digest])) for model in models]
+    return [replace(model, prepared=found.get(keys[model.digest])) for model in models]
 
 
 def _read_calibrations(tables: Tables, keys: Sequence[str]) -> dict[str, str | None]:
@@ -90,8 +82,6 @@ def calibrate_models(
     Note:
         Cost: at most 48 documents a model, 33 gradient evaluations each, on executors; seconds a model on the driver.
     """
-    if not needs_calibration(plan, find_method):
-        return list(models)
     keys = {model.digest: calibration_key(plan, find_method, model.digest) for model in models}
     there = _read_calibrations(tables, list(keys.values()))
     missing = [model for model in models if keys[model.digest] not in there]
