@@ -836,7 +836,7 @@ def change(text: str, path: str, value: object) -> Plan:
 
 
 def replace(section: Any, path: list[str], value: object) -> Any:
-    if path == ["preset"]:
+    if path == ["preset"] and isinstance(section, Plan):
         return parse(FINE_TUNED, corpus__label_separator=" ", preset=value)
     inner = value if len(path) == 1 else replace(getattr(section, path[0]), path[1:], value)
     return dataclasses.replace(section, **{path[0]: inner})
