@@ -34,10 +34,10 @@ demo: $(READY)  ## keywords of BBC News topics from a fine-tuned MiniLM, about 5
 test: $(READY) test-core test-spark  ## what CI runs: core and Spark tests, one small plan end to end
 
 test-core: $(READY)  ## tests without a JVM, in seconds
-	@$(BIN)/python -m pytest tests/core
+	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/core
 
 test-spark: $(READY)  ## tests with Spark, Delta and MLflow
-	@$(BIN)/python -m pytest tests/spark
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/spark
 
 lint: $(READY)  ## ruff and mypy
 	@$(BIN)/ruff check lib jobs tests

@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from lexplain.errors import ExplainError, LimitError, PlanError, TableError
-from lexplain.plan import Plan, Sink, write_template
+from lexplain.plan import Plan, Sink
+from lexplain.template import write_template
 from lexplain.terminal import StageProgress, divert_chatter, format_seconds, print_error, print_keywords, print_rows
 
 if TYPE_CHECKING:

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-import yaml
-
 from lexplain.errors import MethodError, PlanError, Problem, redact
 from lexplain.model_store import check_folder
 from lexplain.settings import (
@@ -29,7 +27,6 @@ from lexplain.settings import (
     read_text,
     setting,
     shorten,
-    write_commented,
     write_yaml,
 )
 
@@ -581,27 +578,3 @@ def _absolute(plan: Plan, folder: Path) -> Plan:
         models=models,
         sink=dataclasses.replace(plan.sink, path=local(plan.sink.path)),
     )
-
-
-# --- templates ------------------------------------------------------------------------------------------------
-
-_TEMPLATE = """\
-# A plan of lexplain. Run it with: lexplain run PLAN.yaml
-name: my-classes
-corpus:                       # documents to explain
-  path: documents.csv         # .csv .tsv .jsonl .parquet, a Delta folder; or table: catalog.schema.table
-  columns: {text: text, labels: label}
-training:                     # labelled documents to fine-tune on; here the same file
-  path: documents.csv
-  columns: {text: text, labels: label}
-models: {base: ./my-model, splits: 5}   # a Hugging Face folder or MLflow URI
-sink: {path: ./lexplain-tables}
-"""
-
-
-def write_template(full: bool = False) -> str:
-    """Return a commented plan to start from: the ten lines that suffice, or with `full` every key."""
-    if not full:
-        return _TEMPLATE
-    says = "# Every key of a plan of lexplain. What stands behind a '#' is its default: uncomment what you change."
-    return "\n".join([says, *write_commented(Plan, yaml.safe_load(_TEMPLATE))]) + "\n"

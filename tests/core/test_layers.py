@@ -22,7 +22,7 @@ KERNEL: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("settings", "words", "splits", "model_store"),
     ("plan",),
-    ("keys",),
+    ("keys", "template"),
     ("classifier", "textcnn", "calibration"),
     ("methods", "frozen_encoder"),
     ("finetune",),
@@ -97,7 +97,7 @@ OWNERS: dict[str, set[str]] = {
     "scipy": {"calibration"},
     "rich": {"terminal", "cli"},
     "typer": {"cli"},
-    "yaml": {"settings", "plan"},
+    "yaml": {"settings", "template"},
 }
 
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from lexplain import keys
 from lexplain.errors import PlanError, Problem
 from lexplain.methods import find_method
-from lexplain.plan import Plan, Source, write_template
+from lexplain.plan import Plan, Source
+from lexplain.template import write_template
 
 FINE_TUNED = """
 name: topics
@@ -356,14 +357,14 @@ def parse_or_refuse(text: str) -> Plan | None:
         return None if error.problems and str(error) else pytest.fail("an error without a problem")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(TEXTS, TEXTS)
 def test_no_text_raises_anything_but_a_plan_error(before: str, after: str):
     for text in (before, READY + before, before + READY, READY[: len(before)] + after + READY[len(before) :]):
         parse_or_refuse(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_no_value_raises_anything_but_a_plan_error(data: st.DataObject):
     path, _ = data.draw(st.sampled_from(list(leaves())))

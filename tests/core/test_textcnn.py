@@ -123,7 +123,7 @@ def test_tokens_and_their_characters(shelf: Shelf, text: str, tokens: list[str])
 
 
 @given(text=st.text(max_size=20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_text_with_a_word_has_a_token(shelf: Shelf, text: str) -> None:
     offsets = shelf.classifier("textcnn").encode(text, max_tokens=64, overlap=0, max_windows=1).offsets
     assert all(0 <= start < end <= len(text) for start, end in offsets.tolist())

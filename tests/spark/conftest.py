@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
 
 from lexplain.session import fetch_jars, open_session, stop_session
+
+# For the sessions of this process and for the command lines and clients that tests start.
+os.environ["SPARK_CONF_DIR"] = str(Path(__file__).parent / "conf")
 
 
 @pytest.fixture(scope="session")

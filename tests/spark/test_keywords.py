@@ -229,7 +229,7 @@ example = itertools.count()  # the same example, drawn twice, is two corpora
 WORD_CHARACTERS = st.text("åéßñœ'’_-·0٣²abc\u0301กิ้中\u202f.", min_size=1, max_size=4)
 
 
-@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, suppress_health_check=list(HealthCheck))
 @given(
     rules=keyword_rules(),
     seed=st.integers(0, 2**32),
