@@ -52,8 +52,8 @@ class Explanation:
         n_windows: Windows that were explained.
         other_score: Sum of scores outside words: punctuation, symbols, white space.
         words: The words that the model has seen, by falling score, ties in the order of the text.
-        spans: Neighbouring words that a mask keeps, in the order of the text, with their mean score; none where the
-            method makes no mask.
+        spans: Neighbouring words that a mask keeps, whatever their sign, in the order of the text, with their mean
+            score; none where the method makes no mask.
     """
 
     label: str
@@ -251,7 +251,7 @@ class Explainer:
         probabilities = self._classifier.probabilities(torch.from_numpy(mean[None]))[0]
         n_tokens = len(document.encoding.offsets)
         document.targets = [
-            _Target(label, float(probabilities[label]), np.zeros(n_tokens))
+            _Target(label, float(probabilities[label]), np.zeros(n_tokens), np.zeros(n_tokens))
             for label in self._choose_labels(probabilities)
         ]
 
@@ -350,7 +350,9 @@ class Explainer:
             target, window = row.target, row.window
             content = ~np.asarray(window.special, dtype=bool)
             weight = row.document.weights[row.number]
-            target.token_scores[window.start : window.stop] += weight * scores[number, : len(window.ids)][content]
+            part = weight * scores[number, : len(window.ids)][content]
+            target.token_scores[window.start : window.stop] += part
+            target.token_sizes[window.start : window.stop] += abs(part)
             target.baseline_score += baseline_score[number]
             target.gap += gap[number]
             target.evaluations += evaluations[number]
@@ -378,10 +380,13 @@ class Explainer:
         words = [word for word in document.words if word.start < seen_until]
         token_scores = target.token_scores
         if self._method.mask:  # a word has the mean of its tokens, by the characters that they share
-            ones = np.ones_like(token_scores)
+            counts = merge_tokens(words, offsets, np.ones_like(token_scores), document.text, rule="sum")[0]
+            counts = np.maximum(counts, 1e-9)
             sums, other = merge_tokens(words, offsets, token_scores, document.text, rule="sum")
-            word_scores = sums / np.maximum(merge_tokens(words, offsets, ones, document.text, rule="sum")[0], 1e-9)
-            spans = [(words[span.start : span.stop], span.score) for span in find_spans(word_scores)]
+            sizes = merge_tokens(words, offsets, target.token_sizes, document.text, rule="sum")[0]
+            word_scores = sums / counts
+            found = find_spans(sizes / counts, word_scores)
+            spans = [(words[span.start : span.stop], span.score) for span in found]
         else:
             spans = []
             word_scores, other = merge_tokens(words, offsets, token_scores, document.text, rule=self._merge)
@@ -414,6 +419,7 @@ class _Target:
     label: int
     probability: float
     token_scores: NDArray[np.float64]  # (T,)
+    token_sizes: NDArray[np.float64]  # (T,) without their signs: of a mask, the mask itself
     baseline_score: float = 0.0
     gap: float = 0.0
     evaluations: int = 0
