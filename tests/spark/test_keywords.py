@@ -259,6 +259,7 @@ def test_keywords_equal_the_oracles(tables: Tables, rules: Rules, seed: int, wor
         keyword_key=key,
         labelled=Staged(key, 1, len(texts)) if labelled else None,
         test_share_ratio=rules.test_share_ratio,
+        signed=True,
     )
     staged = pd.DataFrame(texts, columns=["text", "labels", "words"]) if labelled else None
     check_against_oracle(read_keywords(tables, key), make_keywords(pd.DataFrame(explanations), staged, n_splits, rules))
@@ -270,7 +271,9 @@ def test_keywords_equal_the_oracles(tables: Tables, rules: Rules, seed: int, wor
 def sum_and_rank(tables: Tables, plan: Plan, keyword_key: str, n_splits: int = 3) -> list[Row]:
     keys = [f"model{split}" for split in range(n_splits)]
     sum_words(tables, plan, stage(plan), keys)
-    rank_keywords(tables, plan, stage(plan), keys, keyword_key=keyword_key, labelled=None, test_share_ratio=0.5)
+    rank_keywords(
+        tables, plan, stage(plan), keys, keyword_key=keyword_key, labelled=None, test_share_ratio=0.5, signed=True
+    )
     return read_keywords(tables, keyword_key)
 
 

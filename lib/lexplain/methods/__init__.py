@@ -60,7 +60,7 @@ class Inputs:
             -1 on special tokens, padding, and tokens outside words.
         seeds: (B,) long, CPU: where a row's random numbers start. Made of the text, the window and the method,
             so that a row is the same whatever shares its batch.
-        target_score: (B,) float64, F(x): the logit of the row's target.
+        target_score: (B,) float64, F(x): the logit of the row's target, or the output of a regression.
         prepared: What a preparation has made for this model and method, see `Method.prepares`; None if nothing.
     """
 
@@ -131,11 +131,14 @@ class Evaluate(Protocol):
     def probabilities(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Return the probability of each row's target, (N,), differentiable: an objective for `visit`.
 
-        A softmax or a sigmoid, as the model was trained.
+        A softmax or a sigmoid, as the model was trained. A method that asks for it refuses regressions by `fits`.
 
         Args:
             logits: (N, C).
             rows: (N,) long, on the model's device.
+
+        Raises:
+            ModelError: The model is a regression.
         """
 
 

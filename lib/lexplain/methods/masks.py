@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from lexplain.errors import Problem
+from lexplain.errors import ModelError, Problem
 from lexplain.methods import Attribution, Evaluate, Inputs, method
 from lexplain.methods.gradients import Sign, visit_inputs
 from lexplain.methods.noise import draw_normal, draw_uniform, measure_spread
@@ -44,8 +44,19 @@ def _check_across(options: Mapping[str, object]) -> list[Problem]:
     return []
 
 
+def _need_probability(network: nn.Module, options: Mapping[str, object]) -> None:
+    """Refuse a network whose output is no logit."""
+    if getattr(network.config, "problem_type", None) == "regression":
+        raise ModelError(
+            "method='marc' needs the probability of a class, and this model is a regression. A mask would have been fitted "
+            "to the sigmoid of a number that is no logit. Write a method that explains any output, such as "
+            "integrated_gradients."
+        )
+
+
 @method(
     version=1, signed=False, stochastic=True, mask=True, cite="brinner2023model", across=_check_across,
+    fits=_need_probability,
     ranges={
         "steps": (1, 10_000), "learning_rate": (1e-5, 1.0), "weight_decay": (0.0, 1.0), "sufficiency": (0.0, 100.0),
         "comprehensiveness": (0.0, 100.0), "sparsity": (0.0, 100.0), "smoothness": (0.0, 100.0), "forced": (0.0, 0.5),
