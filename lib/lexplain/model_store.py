@@ -223,7 +223,7 @@ def _check_files(field: str, folder: str, files: Mapping[str, str], *, allow_pic
 
 def _check_classifier(field: str, folder: str, config: Mapping[str, Any]) -> Iterator[Problem]:
     names = config.get("id2label")
-    outputs = 2 if names is None else len(names)  # transformers names two classes
+    outputs = len(names) if isinstance(names, dict) else 2  # transformers names two classes
     if config.get("problem_type") == "regression" and outputs != 1:
         yield Problem(field, folder, f"is a regression of {outputs} outputs", "Numbers would have been taken for classes",
                       "Write a regression of one output, or a classifier")  # fmt: skip
