@@ -134,7 +134,10 @@ def make_keyphrases(explanations: pd.DataFrame, n_splits: int, rules: Rules) -> 
         rows = rows[rows.is_gold.eq(True)]
     phrases = []
     for spans in rows.spans:
-        listed = [{"word": " ".join(span["words"]), "score": span["score"]} for span in (spans if isinstance(spans, list) else ())]
+        listed = [
+            {"word": " ".join(span["words"]), "score": span["score"]}
+            for span in (spans if isinstance(spans, list) else ())
+        ]
         phrases.append(sorted(listed, key=lambda phrase: -phrase["score"]))  # stable: ties stay in the text's order
     return make_keywords(rows.assign(words=phrases), None, n_splits, rules)
 
