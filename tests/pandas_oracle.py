@@ -127,6 +127,21 @@ def make_keywords(explanations: pd.DataFrame, staged: pd.DataFrame | None, n_spl
     return pd.DataFrame(rows)
 
 
+def make_keyphrases(explanations: pd.DataFrame, n_splits: int, rules: Rules) -> pd.DataFrame:
+    """Return the table of phrases, called words here: those of the spans of evidence documents, which are counted too."""
+    rows = explanations[explanations.status == "explained"]
+    if rules.true_positives:
+        rows = rows[rows.is_gold.eq(True)]
+    phrases = []
+    for spans in rows.spans:
+        listed = [
+            {"word": " ".join(span["words"]), "score": span["score"]}
+            for span in (spans if isinstance(spans, list) else ())
+        ]
+        phrases.append(sorted(listed, key=lambda phrase: -phrase["score"]))  # stable: ties stay in the text's order
+    return make_keywords(rows.assign(words=phrases), None, n_splits, rules)
+
+
 def _measure(group: pd.DataFrame, test_share_ratio: float | None) -> Mapping[str, float]:
     means = group.groupby("split").score.mean()
     spread = means.std(ddof=1) if len(means) >= 3 else np.nan

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -31,8 +31,7 @@ from transformers import (
 
 import lexplain.textcnn  # noqa: F401  # registers its folders with the auto classes
 from lexplain.errors import ModelError
-
-ProblemType = Literal["single_label", "multi_label", "binary", "regression"]
+from lexplain.model_store import ProblemType, read_outputs
 
 FAMILIES = "BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA, ALBERT, DeBERTa-v2, ModernBERT and TextCNN"
 """Families verified to give the same logits from embeddings as from ids."""
@@ -97,7 +96,8 @@ class Classifier:
     Made by `load`. The weights are frozen, no hook is set, nothing of the model is changed.
 
     Attributes:
-        labels: Label names, in the order of the logits. A one-logit model has two: "not X", then "X".
+        labels: Label names, in the order of the logits. A one-logit model has two: "not X", then "X". A regression
+            has one, what its config calls the output.
         problem: `single_label` (softmax), `multi_label` (sigmoids), `binary` (one logit) or `regression`.
         max_tokens: Positions that the model can take, special tokens included.
         device: Where the model is.
@@ -279,7 +279,7 @@ class Classifier:
             token_types: (B, S), or None.
 
         Returns:
-            (B, C), float32 or longer; a one-logit model's z gives (-z, z).
+            (B, C), float32 or longer; a one-logit model's z gives (-z, z), a regression's output stays as it is.
         """
         inputs = {"inputs_embeds": embeddings.to(self.dtype), "attention_mask": mask.long()}
         return self._forward(inputs, token_types)
@@ -428,13 +428,7 @@ def _read_labels(folder: Path, config: PreTrainedConfig) -> tuple[ProblemType, t
             f"id2label={names!r} in {str(folder)!r} must name each logit once. Two classes would have shared "
             f"one keyword table. Write id2label with different names for 0 to {len(names) - 1}."
         )
-    if config.problem_type == "regression":
-        return "regression", labels
-    if config.problem_type == "multi_label_classification":
-        return "multi_label", labels
-    if len(labels) == 1:
-        return "binary", (f"not {labels[0]}", labels[0])
-    return "single_label", labels
+    return read_outputs(labels, config.problem_type)
 
 
 def _count_positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

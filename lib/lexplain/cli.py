@@ -155,6 +155,8 @@ def show_keywords(console: Console, run: Run, key: str) -> None:
     )
     console.print()
     print_keywords(console, [row.asDict() for row in rows], n_splits=splits)
+    if rows and not run.signed:
+        console.print(f"{escape(_describe_unsigned(run))}\n")
     bare = sorted(set(run.plan.keywords.labels or run.labels) - {row["label"] for row in rows})
     if rows and bare:
         console.print(
@@ -177,6 +179,14 @@ def show_keywords(console: Console, run: Run, key: str) -> None:
         )
 
 
+def _describe_unsigned(run: Run) -> str:
+    method = run.find_method(run.plan.method.id)
+    remedy = "Write a method whose scores have a sign, such as integrated_gradients."
+    if "sign" in method.complete_options({}):
+        remedy = "Write method.options.sign: gradient_x_input."
+    return f"unsigned: scores of {method.id} have no sign, so words that speak against a class stand beside those for it. {remedy}"
+
+
 def _show_where(console: Console, plan: Plan, run: Run) -> None:
     place = plan.sink.path or plan.sink.schema
     console.print(f"[bold]tables[/bold]   {escape(str(place))}", soft_wrap=True)
@@ -189,7 +199,7 @@ def _show_where(console: Console, plan: Plan, run: Run) -> None:
         console.print(f"[bold]MLflow[/bold]   run {run.tracker.mlflow_run_id}", soft_wrap=True)
 
 
-def _run(run: Run) -> str:
+def _run(run: Run) -> str | None:
     run.read_sources()
     run.fine_tune()
     run.attribute()

@@ -18,7 +18,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lexplain.calibration import SampledPath
 from lexplain.classifier import Classifier, Encoding, Window
@@ -38,10 +37,10 @@ class Explanation:
     """Why a text was given one of its labels.
 
     Attributes:
-        label: The predicted label that is explained.
+        label: The predicted label that is explained, or the name of a regression's output.
         label_rank: 0 for the text's most probable label.
-        probability: Of the label.
-        target_score: F(x), the label's logit, mean over windows.
+        probability: Of the label; None for a regression.
+        target_score: F(x), the label's logit or the regression's output, mean over windows.
         baseline_score: F(baseline), mean over windows.
         completeness_gap: F(x) - F(baseline) - sum of the token scores, before any of it is distributed.
         completeness_gap_relative: |gap| / |F(x) - F(baseline)|; None when the two are equal.
@@ -52,13 +51,13 @@ class Explanation:
         n_windows: Windows that were explained.
         other_score: Sum of scores outside words: punctuation, symbols, white space.
         words: The words that the model has seen, by falling score, ties in the order of the text.
-        spans: Neighbouring words that a mask keeps, in the order of the text, with their mean score; none where the
-            method makes no mask.
+        spans: Neighbouring words that a mask keeps, whatever their sign, in the order of the text, with their mean
+            score; none where the method makes no mask.
     """
 
     label: str
     label_rank: int
-    probability: float
+    probability: float | None
     target_score: float
     baseline_score: float
     completeness_gap: float
@@ -88,7 +87,8 @@ class Rejection:
 
 
 Outcome = list[Explanation] | Rejection
-"""One explanation for each predicted label, most probable first; empty when no label was predicted."""
+"""One explanation for each predicted label, most probable first; empty when no label was predicted. A regression's
+output is explained for every text."""
 
 
 class Explainer:
@@ -121,7 +121,8 @@ class Explainer:
             prepared: What a preparation has made for this model and method, as a `Calibration`.
 
         Raises:
-            ModelError: The model has no classes, not that many positions, or no such baseline token.
+            ModelError: The method cannot explain the model, or it has not that many positions or no such baseline
+                token.
             PlanError: The options break rules of the method.
         """
         problems = method.check(options)
@@ -140,11 +141,6 @@ class Explainer:
             raise ModelError(
                 f"model_type={family!r} must be one of {', '.join(method.models)} for {method.id}. Its scores would have "
                 "followed the rules of other layers. Write one of these models, or another method."
-            )
-        if classifier.problem == "regression":
-            raise ModelError(
-                "problem='regression' must be a classification: class keywords need classes. The words of "
-                "one number would have been listed as those of a class. Write a model with classes."
             )
         classifier.check_windows(max_tokens, overlap)
         self._classifier = classifier
@@ -248,19 +244,23 @@ class Explainer:
         if not np.isfinite(mean).all():
             document.rejection = _not_finite("logits")
             return
-        probabilities = self._classifier.probabilities(torch.from_numpy(mean[None]))[0]
         n_tokens = len(document.encoding.offsets)
         document.targets = [
-            _Target(label, float(probabilities[label]), np.zeros(n_tokens))
-            for label in self._choose_labels(probabilities)
+            _Target(label, probability, np.zeros(n_tokens), np.zeros(n_tokens))
+            for label, probability in self._choose_labels(mean)
         ]
 
-    def _choose_labels(self, probabilities: Tensor) -> list[int]:
-        """Return the labels to explain, most probable first."""
+    def _choose_labels(self, logits: NDArray[np.float64]) -> list[tuple[int, float | None]]:
+        """Return the labels to explain and their probabilities, most probable first; of a regression its output."""
+        if self._classifier.problem == "regression":
+            return [(0, None)]
+        probabilities = self._classifier.probabilities(torch.from_numpy(logits[None]))[0]
+        values: list[float] = probabilities.tolist()
         if self._top_k is None:
-            return self._classifier.predict(probabilities)
-        values = probabilities.tolist()
-        return sorted(range(len(values)), key=lambda label: -values[label])[: self._top_k]
+            labels = self._classifier.predict(probabilities)
+        else:
+            labels = sorted(range(len(values)), key=lambda label: -values[label])[: self._top_k]
+        return [(label, values[label]) for label in labels]
 
     def _batches(self, documents: Sequence[_Document]) -> Iterator[list[_Row]]:
         """Yield rows, longest first, in batches of some passes: what one row no longer needs, others fill."""
@@ -350,7 +350,9 @@ class Explainer:
             target, window = row.target, row.window
             content = ~np.asarray(window.special, dtype=bool)
             weight = row.document.weights[row.number]
-            target.token_scores[window.start : window.stop] += weight * scores[number, : len(window.ids)][content]
+            part = weight * scores[number, : len(window.ids)][content]
+            target.token_scores[window.start : window.stop] += part
+            target.token_sizes[window.start : window.stop] += abs(part)
             target.baseline_score += baseline_score[number]
             target.gap += gap[number]
             target.evaluations += evaluations[number]
@@ -378,10 +380,13 @@ class Explainer:
         words = [word for word in document.words if word.start < seen_until]
         token_scores = target.token_scores
         if self._method.mask:  # a word has the mean of its tokens, by the characters that they share
-            ones = np.ones_like(token_scores)
+            counts = merge_tokens(words, offsets, np.ones_like(token_scores), document.text, rule="sum")[0]
+            counts = np.maximum(counts, 1e-9)
             sums, other = merge_tokens(words, offsets, token_scores, document.text, rule="sum")
-            word_scores = sums / np.maximum(merge_tokens(words, offsets, ones, document.text, rule="sum")[0], 1e-9)
-            spans = [(words[span.start : span.stop], span.score) for span in find_spans(word_scores)]
+            sizes = merge_tokens(words, offsets, target.token_sizes, document.text, rule="sum")[0]
+            word_scores = sums / counts
+            found = find_spans(sizes / counts, word_scores)
+            spans = [(words[span.start : span.stop], span.score) for span in found]
         else:
             spans = []
             word_scores, other = merge_tokens(words, offsets, token_scores, document.text, rule=self._merge)
@@ -409,11 +414,12 @@ class Explainer:
 
 @dataclass(eq=False, slots=True)
 class _Target:
-    """A predicted label of a text, and the sums over its windows so far."""
+    """A label of a text that is explained, and the sums over its windows so far."""
 
     label: int
-    probability: float
+    probability: float | None
     token_scores: NDArray[np.float64]  # (T,)
+    token_sizes: NDArray[np.float64]  # (T,) without their signs: of a mask, the mask itself
     baseline_score: float = 0.0
     gap: float = 0.0
     evaluations: int = 0

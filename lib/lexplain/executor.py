@@ -441,13 +441,17 @@ def _rows(document: dict[str, Any], outcome: Outcome, task: ExplainTask, model: 
         return [row | {"status": "rejected", "reason": outcome.reason}]
     if not outcome:
         return [row | {"status": "no_label"}]
-    gold = document["labels"]
     return [
         row
         | _explanation_columns(explanation, task.accuracy)
-        | {"status": "explained", "label_rank": rank, "is_gold": None if gold is None else explanation.label in gold}
+        | {"status": "explained", "label_rank": rank, "is_gold": _is_gold(explanation, document["labels"])}
         for rank, explanation in enumerate(outcome)
     ]
+
+
+def _is_gold(explanation: Explanation, labels: Sequence[str] | None) -> bool | None:
+    """Tell whether a label is among the gold ones; None where there are none, or a regression has no label."""
+    return None if labels is None or explanation.probability is None else explanation.label in labels
 
 
 def _explanation_columns(explanation: Explanation, accuracy: str) -> dict[str, Any]:
@@ -460,7 +464,8 @@ def _explanation_columns(explanation: Explanation, accuracy: str) -> dict[str, A
         {"start": words[0].start, "end": words[-1].end, "words": [word.key for word in words], "score": score}
         for words, score in explanation.spans
     ]
-    return columns | {"target": "logit", "accuracy": accuracy, "words": word_rows(explanation), "spans": spans or None}
+    target = "output" if explanation.probability is None else "logit"
+    return columns | {"target": target, "accuracy": accuracy, "words": word_rows(explanation), "spans": spans or None}
 
 
 def word_rows(explanation: Explanation) -> list[dict[str, Any]]:

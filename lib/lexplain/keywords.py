@@ -1,4 +1,6 @@
-"""Explanations to keywords: word sums a chunk, statistics over splits, rules that keep or drop, list overlap.
+"""Explanations to keywords: sums a chunk, statistics over splits, rules that keep or drop, list overlap.
+
+Words and the phrases that a mask's spans are go the same way, each with tables of their own (`Unit`).
 
 Everything is Spark SQL over the tables; no row passes through Python and none comes to the driver, except
 the few of `compare_lists`. Word scores are added up as DECIMAL, and what is computed from them runs over
@@ -9,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from lexplain.evidence import NORMALISED_SCORE, is_evidence, select_best_words, strip_word
+from lexplain.evidence import NORMALISED_SCORE, PHRASES_BY_SCORE, is_evidence, select_best_words, strip_word
 from lexplain.keys import evidence_key
 from lexplain.schema import SCORE, SCORE_SUM
 from lexplain.tables import quote_list, quote_text
@@ -23,6 +26,29 @@ if TYPE_CHECKING:
     from lexplain.corpus import Staged
     from lexplain.plan import Plan
     from lexplain.tables import Tables
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is counted and ranked. In queries it is called `word` whatever it is.
+
+    Attributes:
+        column: Its name in the tables.
+        sums: Table of its sums a chunk.
+        statistics: Table of its sums a split.
+        keywords: Table of what is kept and dropped.
+        ranked: SQL over `explanations`: the array of an explanation's (word, start, end, score), by falling score.
+    """
+
+    column: str
+    sums: str
+    statistics: str
+    keywords: str
+    ranked: str
+
+
+WORDS = Unit("word", "word_sums", "word_statistics", "keywords", "words")
+PHRASES = Unit("phrase", "phrase_sums", "phrase_statistics", "keyphrases", PHRASES_BY_SCORE)
 
 JACKKNIFE_GROUPS = 20
 
@@ -44,7 +70,7 @@ _LETTER = r"\p{L}"
 _DIFFERENCE = "DECIMAL(37,18)"
 
 
-def sum_words(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str]) -> int:
+def sum_words(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], unit: Unit = WORDS) -> int:
     """Add up the words of finished chunks that have no sums for the plan's evidence yet, in one commit.
 
     A chunk is finished when the rows of its documents are all there. With its sums it gets rows without a
@@ -52,10 +78,11 @@ def sum_words(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence
     which counts all documents and marks the chunk as added up.
 
     Args:
-        tables: Reads `chunks` and `explanations`, adds to `word_sums`.
+        tables: Reads `chunks` and `explanations`, adds to the unit's sums.
         plan: Names the evidence.
         corpus: The staged corpus; increments beyond it are left alone.
         explain_keys: Models whose chunks are added up.
+        unit: Words, or phrases.
 
     Returns:
         Number of chunks added, 0 or more. Chunks that are not finished are left for the next call.
@@ -70,18 +97,19 @@ def sum_words(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence
         shuffled, after partial sums. Source: Rönnqvist et al. 2022 and its code, from the top-N cut on.
     """
     # Both queries below must see the same chunks, or a marker could be written without its sums.
-    versions = {name: _read_version(tables, name) for name in ("word_sums", "chunks", "explanations")}
-    finished = _select_finished_chunks(tables, plan, corpus, explain_keys, versions)
+    versions = {name: _read_version(tables, name) for name in (unit.sums, "chunks", "explanations")}
+    finished = _select_finished_chunks(tables, plan, corpus, explain_keys, versions, unit)
     chunks = tables.spark.sql(
         f"SELECT explain_key, increment, sort_array(collect_list(bucket)) AS buckets FROM ({finished})"
         " GROUP BY explain_key, increment"
     ).collect()
     if not chunks:
         return 0
-    sums = tables.spark.sql(_select_word_sums(tables, plan, corpus, explain_keys, versions, finished))
+    query = _select_word_sums(tables, plan, corpus, explain_keys, versions, finished, unit)
+    sums = tables.spark.sql(query).withColumnRenamed("word", unit.column)
     # In the place of sums that another job has written since: they are of the same chunks, so the same.
     place = f"evidence_key = {quote_text(evidence_key(plan))} AND corpus_key = {quote_text(corpus.key)}"
-    tables.replace(sums, "word_sums", where=f"{place} AND ({_where_chunks(chunks)})")
+    tables.replace(sums, unit.sums, where=f"{place} AND ({_where_chunks(chunks)})")
     return sum(len(row["buckets"]) for row in chunks)
 
 
@@ -94,11 +122,13 @@ def rank_keywords(
     keyword_key: str,
     labelled: Staged | None,
     test_share_ratio: float | None,
+    signed: bool,
+    unit: Unit = WORDS,
 ) -> None:
-    """Write `word_statistics` and `keywords` of one keyword table, each in one commit; nothing if they exist.
+    """Write the statistics and keywords of one keyword table, each in one commit; nothing if they exist.
 
     Args:
-        tables: Reads `word_sums` and `staged` or `explanations`, writes `word_statistics` and `keywords`.
+        tables: Reads the unit's sums and `staged` or `explanations`, writes its statistics and keywords.
         plan: Names the evidence and the rules.
         corpus: The staged corpus.
         explain_keys: One a split.
@@ -106,6 +136,9 @@ def rank_keywords(
         labelled: The staged documents whose labels count for document frequencies; None: a document of the
             corpus counts for each label that a model predicts above `keywords.probability`.
         test_share_ratio: Test documents / training documents of a split; None leaves `score_error` null.
+        signed: Scores tell evidence for a class from evidence against it; every row is marked so.
+        unit: Words, or phrases. Phrases come from models alone, whatever the labels: the documents of a class are its
+            evidence documents, and those that hold a phrase have it among all of their spans.
 
     Note:
         A word is kept if it breaks none of these rules; `drop_reason` is the first that it breaks.
@@ -123,22 +156,22 @@ def rank_keywords(
         Source: rules, Rönnqvist et al. 2022; correction, Nadeau & Bengio 2003; jackknife,
         Kott 2001; distinctiveness, the code of Rönnqvist et al. 2022.
     """
-    if not _is_empty(tables, keyword_key):
+    if not _is_empty(tables, keyword_key, unit):
         return
-    statistics = tables.spark.sql(_select_statistics(tables, plan, corpus, explain_keys, keyword_key))
+    statistics = tables.spark.sql(_select_statistics(tables, plan, corpus, explain_keys, keyword_key, unit))
     ours = f"keyword_key = {quote_text(keyword_key)}"
-    tables.replace(statistics, "word_statistics", where=ours)
+    tables.replace(statistics.withColumnRenamed("word", unit.column), unit.statistics, where=ours)
     # An exact threshold: 0.55 * 100 is 55.00000000000001 in floating point.
     n_splits = len(set(explain_keys))
     min_splits = math.ceil(Decimal(str(plan.keywords.theta)) * n_splits)
-    documents = _select_documents(tables, plan, corpus, explain_keys, labelled)
+    documents = _select_documents(tables, plan, corpus, explain_keys, labelled, unit)
     query = f"""
-        WITH measures AS ({_select_measures(tables, plan, corpus, explain_keys, keyword_key, test_share_ratio)}),
-        candidates AS ({_select_candidates(tables, keyword_key, min_splits)}),
+        WITH measures AS ({_select_measures(tables, plan, corpus, explain_keys, keyword_key, test_share_ratio, unit)}),
+        candidates AS ({_select_candidates(tables, keyword_key, min_splits, unit)}),
         classes AS ({_select_classes(documents, plan)}),
         frequencies AS ({_select_frequencies(documents, plan)})
-        {_select_keywords(plan, keyword_key, n_splits, min_splits)}"""
-    tables.replace(tables.spark.sql(query), "keywords", where=ours)
+        {_select_keywords(plan, keyword_key, n_splits, min_splits, signed)}"""
+    tables.replace(tables.spark.sql(query).withColumnRenamed("word", unit.column), unit.keywords, where=ours)
 
 
 def compare_lists(
@@ -231,18 +264,18 @@ def _where_chunks(chunks: Sequence[Row]) -> str:
 
 
 def _select_finished_chunks(
-    tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], versions: dict[str, int]
+    tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], versions: dict[str, int], unit: Unit
 ) -> str:
     """Return the chunks (explain_key, increment, bucket, split, n_documents) that are complete but not summed."""
     scope = _scope(corpus, explain_keys)
-    word_sums, chunks, explanations = (
-        f"{tables.name(name)} VERSION AS OF {versions[name]:d}" for name in ("word_sums", "chunks", "explanations")
+    sums, chunks, explanations = (
+        f"{tables.name(name)} VERSION AS OF {versions[name]:d}" for name in (unit.sums, "chunks", "explanations")
     )
     return f"""
         SELECT explain_key, increment, bucket, split, n_documents
         FROM (SELECT * FROM {chunks} WHERE {scope})
         LEFT ANTI JOIN (
-            SELECT explain_key, increment, bucket FROM {word_sums}
+            SELECT explain_key, increment, bucket FROM {sums}
             WHERE evidence_key = {quote_text(evidence_key(plan))} AND {scope} AND label IS NULL
         ) USING (explain_key, increment, bucket)
         LEFT JOIN (
@@ -272,9 +305,10 @@ def _policy_literal(plan: Plan) -> str:
 
 
 def _select_word_sums(
-    tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], versions: dict[str, int], finished: str
-) -> str:
-    """Return the rows of `word_sums` for the finished chunks, those without a word included."""
+    tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], versions: dict[str, int], finished: str,
+    unit: Unit,
+) -> str:  # fmt: skip
+    """Return the rows of the sums for the finished chunks, those without a word included."""
     keys = f"{quote_text(evidence_key(plan))} AS evidence_key, {quote_text(corpus.key)} AS corpus_key"
     policy = _policy_literal(plan)
     chunk = "explain_key, increment, bucket"
@@ -282,7 +316,8 @@ def _select_word_sums(
     # Spark; without the upper bound it would pass for a score >= 0.
     return f"""
         WITH finished AS ({finished}), evidence AS (
-            SELECT {chunk}, split, label, CAST({_DOC_GROUP} AS INT) AS doc_group, token_norm, {select_best_words(policy)} AS best
+            SELECT {chunk}, split, label, CAST({_DOC_GROUP} AS INT) AS doc_group, token_norm,
+                {select_best_words(policy, unit.ranked)} AS best
             FROM {tables.name("explanations")} VERSION AS OF {versions["explanations"]:d}
             LEFT SEMI JOIN finished USING ({chunk})
             WHERE {_scope(corpus, explain_keys)} AND {is_evidence(policy)}
@@ -305,31 +340,40 @@ def _select_word_sums(
 # --- statistics and rules -------------------------------------------------------------------------------------
 
 
-def _is_empty(tables: Tables, keyword_key: str) -> bool:
-    query = f"SELECT 1 FROM {tables.name('keywords')} WHERE keyword_key = {quote_text(keyword_key)} LIMIT 1"
-    return tables.spark.sql(query).first() is None
+def _is_empty(tables: Tables, keyword_key: str, unit: Unit) -> bool:
+    # rows of an older lexplain are not marked as signed or not: they are made again
+    where = f"keyword_key = {quote_text(keyword_key)} AND signed IS NOT NULL"
+    return tables.spark.sql(f"SELECT 1 FROM {tables.name(unit.keywords)} WHERE {where} LIMIT 1").first() is None
 
 
 def _only_labels(plan: Plan) -> str:
     return f"label IN ({quote_list(plan.keywords.labels)})" if plan.keywords.labels else "true"
 
 
-def _from_word_sums(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str]) -> str:
-    return (
-        f"{tables.name('word_sums')} WHERE evidence_key = {quote_text(evidence_key(plan))}"
-        f" AND {_scope(corpus, explain_keys)} AND word IS NOT NULL AND {_only_labels(plan)}"
-    )
+def _read_as_words(tables: Tables, table: str, unit: Unit, where: str) -> str:
+    """Return rows of one of the unit's tables, the unit called `word`, as something to select from."""
+    return f"(SELECT * EXCEPT ({unit.column}), {unit.column} AS word FROM {tables.name(table)} WHERE {where})"
+
+
+def _from_sums(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], unit: Unit) -> str:
+    place = f"evidence_key = {quote_text(evidence_key(plan))} AND {_scope(corpus, explain_keys)}"
+    where = f"{place} AND {unit.column} IS NOT NULL AND {_only_labels(plan)}"
+    return _read_as_words(tables, unit.sums, unit, where)
+
+
+def _from_statistics(tables: Tables, keyword_key: str, unit: Unit) -> str:
+    return _read_as_words(tables, unit.statistics, unit, f"keyword_key = {quote_text(keyword_key)}")
 
 
 def _select_statistics(
-    tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], keyword_key: str
+    tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], keyword_key: str, unit: Unit
 ) -> str:
     return f"""
         SELECT {quote_text(keyword_key)} AS keyword_key, split, label, word, sum(n_documents) AS n_documents,
             sum(n_occurrences) AS n_occurrences, sum(score_sum) AS score_sum,
             sum(score_square_sum) AS score_square_sum,
             CAST(sum(score_sum) AS DOUBLE) / sum(n_occurrences) AS score_mean
-        FROM {_from_word_sums(tables, plan, corpus, explain_keys)} GROUP BY split, label, word"""
+        FROM {_from_sums(tables, plan, corpus, explain_keys, unit)} GROUP BY split, label, word"""
 
 
 def _sum(array: str, term: str) -> str:
@@ -344,6 +388,7 @@ def _select_measures(
     explain_keys: Sequence[str],
     keyword_key: str,
     test_share_ratio: float | None,
+    unit: Unit,
 ) -> str:
     """Return a row a class and word with the numbers that need no document but the evidence."""
     ratio = "CAST(NULL AS DOUBLE)" if test_share_ratio is None else f"{float(test_share_ratio)!r}D"
@@ -353,12 +398,12 @@ def _select_measures(
                 sum(n_occurrences) AS n_occurrences, CAST(sum(score_sum) AS {_DIFFERENCE}) AS score_sum,
                 CAST(sum(score_square_sum) AS DOUBLE) AS score_square_sum,
                 sort_array(collect_list(struct(split, score_mean))).score_mean AS split_means
-            FROM {tables.name("word_statistics")} WHERE keyword_key = {quote_text(keyword_key)} GROUP BY label, word
+            FROM {_from_statistics(tables, keyword_key, unit)} GROUP BY label, word
         ), by_group AS (
             SELECT label, word, sort_array(collect_list(struct(doc_group, n, total))) AS doc_groups
             FROM (
                 SELECT label, word, doc_group, sum(n_occurrences) AS n, CAST(sum(score_sum) AS {_DIFFERENCE}) AS total
-                FROM {_from_word_sums(tables, plan, corpus, explain_keys)} GROUP BY label, word, doc_group
+                FROM {_from_sums(tables, plan, corpus, explain_keys, unit)} GROUP BY label, word, doc_group
             ) GROUP BY label, word
         ), means AS (
             SELECT *, CAST(score_sum AS DOUBLE) / n_occurrences AS score_mean,
@@ -381,29 +426,29 @@ def _select_measures(
         FROM centres"""
 
 
-def _select_candidates(tables: Tables, keyword_key: str, min_splits: int) -> str:
+def _select_candidates(tables: Tables, keyword_key: str, min_splits: int, unit: Unit) -> str:
     """Return the words whose documents are counted: those that enough splits selected for any class."""
     return f"""
         SELECT DISTINCT word FROM (
-            SELECT label, word FROM {tables.name("word_statistics")} WHERE keyword_key = {quote_text(keyword_key)}
+            SELECT label, word FROM {_from_statistics(tables, keyword_key, unit)}
             GROUP BY label, word HAVING count(*) >= {min_splits:d})"""
 
 
 def _select_documents(
-    tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], labelled: Staged | None
+    tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], labelled: Staged | None, unit: Unit
 ) -> str:
     """Return (labels, words): a document's classes and words, each once; a document comes once for each class."""
     published = plan.keywords.word_rule == "sacx-2022"
-    if labelled is None:
-        words = "words.word"
-        if published:
-            words = f"transform(words, w -> {strip_word('w.word')})"
+    if labelled is None or unit is PHRASES:
+        words = f"transform({unit.ranked}, w -> {strip_word('w.word') if published else 'w.word'})"
+        counts = f"status = 'explained' AND probability > {plan.keywords.probability!r}D"
+        if unit is PHRASES:
+            counts = is_evidence(_policy_literal(plan))
         # A document has a row for each split, and the splits' models may have read different parts of it.
         return f"""
             SELECT array(label) AS labels, array_distinct(flatten(collect_list({words}))) AS words
             FROM {tables.name("explanations")}
-            WHERE {_scope(corpus, explain_keys)} AND status = 'explained'
-                AND probability > {plan.keywords.probability!r}D
+            WHERE {_scope(corpus, explain_keys)} AND {counts}
             GROUP BY doc_id, label"""
     known, words = "words", "array_distinct(words)"
     if published:
@@ -436,7 +481,7 @@ def _select_frequencies(documents: str, plan: Plan) -> str:
         GROUP BY word"""
 
 
-def _select_keywords(plan: Plan, keyword_key: str, n_splits: int, min_splits: int) -> str:
+def _select_keywords(plan: Plan, keyword_key: str, n_splits: int, min_splits: int, signed: bool) -> str:
     """Return the rows of `keywords` from measures, frequencies and classes: every word judged by the rules."""
     rules = plan.keywords
     max_classes = "false" if rules.max_classes is None else f"n_classes > {rules.max_classes:d}"
@@ -468,5 +513,6 @@ def _select_keywords(plan: Plan, keyword_key: str, n_splits: int, min_splits: in
             CASE WHEN drop_reason IS NULL THEN position END AS rank, score_mean, score_deviation, score_std, score_error,
             score_mean - half_width AS ci_low, score_mean + half_width AS ci_high,
             CAST(n_selected AS DOUBLE) / {n_splits:d} AS selection_frequency, {n_splits:d} AS n_splits,
-            n_documents, n_occurrences, document_frequency, distinctiveness, drop_reason IS NULL AS kept, drop_reason
+            n_documents, n_occurrences, document_frequency, distinctiveness, drop_reason IS NULL AS kept, drop_reason,
+            {str(signed).lower()} AS signed
         FROM decided"""

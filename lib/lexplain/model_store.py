@@ -14,9 +14,9 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
 
@@ -24,6 +24,9 @@ from lexplain.errors import ModelError, Problem
 
 if TYPE_CHECKING:
     from pyarrow import fs
+
+ProblemType = Literal["single_label", "multi_label", "binary", "regression"]
+"""What a model's outputs are: a softmax, sigmoids, one logit, or a number."""
 
 _READ_BYTES = 4 * 2**20
 
@@ -135,6 +138,34 @@ def fetch_model(folder: str | Path, digest: str, cache: Path | None = None) -> P
     return target
 
 
+def read_outputs(names: Sequence[str], problem_type: str | None) -> tuple[ProblemType, tuple[str, ...]]:
+    """Return what a model's outputs are, and its labels: what each explanation is of.
+
+    Args:
+        names: What the config's `id2label` calls the outputs, in their order.
+        problem_type: Of the config; a model of one output is a classifier unless it says `regression`.
+
+    Returns:
+        One label an output; of a one-logit classifier two, "not X" and "X".
+
+    Raises:
+        ModelError: The model is a regression of several outputs.
+    """
+    labels = tuple(names)
+    if problem_type == "regression":
+        if len(labels) != 1:
+            raise ModelError(
+                f"problem_type='regression' with the outputs {list(labels)} must have one output. Numbers would have been "
+                "taken for classes. Write a regression of one output, or a classifier."
+            )
+        return "regression", labels
+    if problem_type == "multi_label_classification":
+        return "multi_label", labels
+    if len(labels) == 1:
+        return "binary", (f"not {labels[0]}", labels[0])
+    return "single_label", labels
+
+
 def check_folder(field: str, folder: str, *, max_tokens: int, explained: bool, allow_pickle: bool) -> Iterator[Problem]:
     """Yield what is wrong with a local model folder, as far as its file names and JSON files tell.
 
@@ -191,13 +222,17 @@ def _check_files(field: str, folder: str, files: Mapping[str, str], *, allow_pic
 
 
 def _check_classifier(field: str, folder: str, config: Mapping[str, Any]) -> Iterator[Problem]:
+    names = config.get("id2label")
+    outputs = len(names) if isinstance(names, dict) else 2  # transformers names two classes
+    if config.get("problem_type") == "regression" and outputs != 1:
+        yield Problem(field, folder, f"is a regression of {outputs} outputs", "Numbers would have been taken for classes",
+                      "Write a regression of one output, or a classifier")  # fmt: skip
     architectures = config.get("architectures") or []
     if architectures and not any(str(name).endswith("ForSequenceClassification") for name in architectures):
         yield Problem(field, folder, f"is no sequence classifier but {', '.join(map(str, architectures))}",
                       "Its output layer would have been drawn at random, and explained",
                       "Write a fine-tuned classifier, or models.base to fine-tune this one")  # fmt: skip
-    names = config.get("id2label")
-    if names is None:  # transformers names two classes
+    if names is None:
         return
     numbers = sorted(map(str, names)) if isinstance(names, dict) else []
     if (

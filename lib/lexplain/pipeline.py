@@ -18,7 +18,7 @@ from lexplain.corpus import Staged, check_seen, list_labels, stage
 from lexplain.errors import LimitError, ModelError, PlanError, redact
 from lexplain.executor import ModelTask
 from lexplain.keys import corpus_key, keyword_key, run_id
-from lexplain.keywords import describe_evidence, rank_keywords, sum_words
+from lexplain.keywords import PHRASES, WORDS, describe_evidence, rank_keywords, sum_words
 from lexplain.plan import FindMethod, Plan, Sink, Source
 from lexplain.preparation import find_prepared, prepare_models
 from lexplain.schema import TABLES
@@ -57,6 +57,7 @@ class Run:
     _opened_at: int = 0
     _staged: dict[str, Staged] = field(default_factory=dict)
     _models: list[ExplainedModel] = field(default_factory=list)
+    _regression: bool = False
     _counts: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -92,6 +93,7 @@ class Run:
         """
         if not self._models:
             models = self._find_models()
+            self._regression = self._is_regression(models)
             self._check_labels(models)
             self._take(find_prepared(self.tables, self.plan, self.find_method, models))
         return self._models
@@ -129,6 +131,11 @@ class Run:
         rows = self.tables.read("models").where(f"digest IN ({digests})").selectExpr("explode(labels) AS label")
         return sorted(row["label"] for row in rows.distinct().collect())
 
+    def _is_regression(self, models: Sequence[ExplainedModel]) -> bool:
+        digests = quote_list([model.digest for model in models])
+        rows = self.tables.read("models").where(f"digest IN ({digests}) AND problem = 'regression'")
+        return bool(rows.head(1))
+
     def _check_labels(self, models: Sequence[ExplainedModel]) -> None:
         """Refuse models whose labels meet neither the corpus's nor the plan's: every table would be empty."""
         known = set(self._list_labels(models))
@@ -138,7 +145,7 @@ class Run:
                 f"keywords.labels={unknown!r} are no labels of the models. Their tables would have been empty. "
                 f"Write labels out of: {', '.join(sorted(known))}."
             )
-        if self.plan.evidence == "predicted":
+        if self.plan.evidence == "predicted" or self._regression:
             return
         gold = set(list_labels(self.tables, self.corpus))
         if not gold & known:
@@ -164,34 +171,50 @@ class Run:
             self.tables, self.plan, self.find_method, self.models, self.corpus, self.training, self._prepare
         )
 
-    def aggregate(self) -> str:
-        """Add up what is not added up yet and write the keyword table.
+    @property
+    def signed(self) -> bool:
+        """Whether scores tell evidence for a class from evidence against it."""
+        return self.find_method(self.plan.method.id).is_signed(self.plan.method.asked)
+
+    def aggregate(self) -> str | None:
+        """Add up what is not added up yet and write the keyword table; of a method with spans that of phrases too.
 
         Returns:
-            Its keyword_key.
+            Their keyword_key; None for a regression, which has no classes to make keywords for.
 
         Raises:
             AccountingError: Attribution is not finished.
         """
         keys = [model.explain_key for model in self.models]
         self._counts = self._counts or self._attribution.count_documents()
+        if self._regression:
+            self.record["explain_keys"] = keys
+            self.progress.start("aggregate", 0, "table")
+            self.progress.finish(
+                "no class keywords: the models are regressions, whose output is a number and no class; what moves it is in "
+                "the table explanations"
+            )
+            return None
         labelled = self._labelled()
         key = keyword_key(self.plan, keys, self.corpus.version, None if labelled is None else labelled.version)
-        self.progress.start("aggregate", 1, "table")
-        sum_words(self.tables, self.plan, self.corpus, keys)
+        units = [WORDS, PHRASES] if self.find_method(self.plan.method.id).mask else [WORDS]
+        self.progress.start("aggregate", len(units), "tables")
         share = self.plan.models.test_share
-        rank_keywords(
-            self.tables, self.plan, self.corpus, keys, keyword_key=key, labelled=labelled,
-            test_share_ratio=share / (1 - share) if self.plan.models.base is not None else None,
-        )  # fmt: skip
-        self.progress.advance(1)
+        for unit in units:
+            sum_words(self.tables, self.plan, self.corpus, keys, unit)
+            rank_keywords(
+                self.tables, self.plan, self.corpus, keys, keyword_key=key, labelled=labelled,
+                test_share_ratio=share / (1 - share) if self.plan.models.base is not None else None,
+                signed=self.signed, unit=unit,
+            )  # fmt: skip
+            self.progress.advance(1)
         self.record |= {
             "keyword_key": key,
             "explain_keys": keys,
             "labelled_snapshot": None if labelled is None else labelled.version,
             "evidence": describe_evidence(self.plan) | {"increments": self.corpus.increments},
         }
-        self.progress.finish("keyword table ready")
+        self.progress.finish("keyword table ready" if len(units) == 1 else "keyword and keyphrase tables ready")
         return key
 
     def _labelled(self) -> Staged | None:
@@ -336,7 +359,7 @@ def open_tables(spark: SparkSession, sink: Sink, find_method: FindMethod) -> Tab
     """
     tables = Tables(spark, sink)
     tables.open()
-    runs = tables.read("runs").where("keyword_key IS NOT NULL").orderBy("finished_at", ascending=False).head(1)
+    runs = tables.read("runs").where("explain_keys IS NOT NULL").orderBy("finished_at", ascending=False).head(1)
     if not runs:
         return tables
     try:

@@ -270,6 +270,13 @@ class Method(Protocol):
         """Return the options with the defaults filled in."""
 
     @property
+    def mask(self) -> bool:
+        """Whether scores are a mask, so that explanations have spans."""
+
+    def is_signed(self, options: Mapping[str, object]) -> bool:
+        """Tell whether scores tell evidence for a label from evidence against it."""
+
+    @property
     def prepares(self) -> Callable[[Mapping[str, object]], str | None]:
         """Takes all options, returns the kind of preparation that the method needs, or None."""
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from lexplain.evidence import NORMALISED_SCORE, is_evidence, select_best_words
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised by every change of a table's columns or constraints."""
+
+OLDEST_VERSION = 3
+"""Tables of this version and later ones only lack columns, which are added, null in the rows that are there."""
 
 # DECIMAL keeps sums independent of the order in which they are added up, to the last digit.
 SCORE = "DECIMAL(24,18)"
@@ -45,6 +48,96 @@ class Table:
         return ", ".join(f"`{name}` {kind}" for name, kind, _ in self.columns)
 
 
+_UNITS = {
+    "word": "word key",
+    "phrase": "word keys of a span, joined by a space",
+}
+
+
+def _make_keyword_tables(unit: str, keywords: str) -> tuple[Table, Table, Table]:
+    """Return the tables of sums, statistics and keywords; of words, or of the phrases that a mask's spans are."""
+    is_unit = (unit, "STRING", _UNITS[unit])
+    held_by = {
+        "word": "documents of the class that hold the word",
+        "phrase": "evidence documents of the class with the phrase among their spans, whatever their number",
+    }
+    sums = Table(
+        f"{unit}_sums",
+        f"Additive sums of {unit} scores a chunk. A row with a null {unit} says that its chunk has been added up",
+        (
+            ("evidence_key", "STRING", "which scores count: evidence policy, probability, top N, word rule"),
+            ("explain_key", "STRING", "model, method, options, words and windows"),
+            ("corpus_key", "STRING", "source of the documents"),
+            ("increment", "INT", "increment of the source"),
+            ("bucket", "INT", "bucket of the increment"),
+            ("split", "INT", "split of the model"),
+            ("label", "STRING", "class"),
+            (unit, "STRING", f"{_UNITS[unit]}; null in the row that counts the evidence documents of a class"),
+            ("doc_group", "INT", "group of documents by text digest, 0..19, for the jackknife"),
+            ("n_documents", "BIGINT", f"evidence documents that hold the {unit} among their top N"),
+            ("n_occurrences", "BIGINT", "its occurrences there"),
+            ("score_sum", SCORE_SUM, "sum of the scores, each divided by its document's token norm"),
+            ("score_square_sum", SCORE_SUM, "sum of their squares"),
+        ),
+        {"counts_from_0": "n_documents >= 0 AND n_occurrences >= 0"},
+        cluster=("evidence_key", "corpus_key", "label"),
+    )
+    statistics = Table(
+        f"{unit}_statistics",
+        f"The sums of one table of {keywords} by split",
+        (
+            ("keyword_key", "STRING", "explanations, evidence, thresholds and snapshots"),
+            ("split", "INT", "split of the model"),
+            ("label", "STRING", "class"),
+            is_unit,
+            ("n_documents", "BIGINT", f"evidence documents of the split with the {unit} among their top N"),
+            ("n_occurrences", "BIGINT", "its occurrences there"),
+            ("score_sum", SCORE_SUM, "sum of the scores"),
+            ("score_square_sum", SCORE_SUM, "sum of their squares"),
+            ("score_mean", "DOUBLE", "mean over the occurrences"),
+        ),
+        {"counts_from_1": "n_documents >= 1 AND n_occurrences >= 1"},
+        cluster=("keyword_key", "label"),
+    )
+    ranked = Table(
+        keywords,
+        f"One row a class and {unit}: how strongly and how stably it speaks for the class, kept or why not",
+        (
+            ("keyword_key", "STRING", "explanations, evidence, thresholds and snapshots"),
+            ("label", "STRING", "class"),
+            is_unit,
+            ("rank", "INT", f"1 is the strongest kept {unit} of the class; null for dropped ones"),
+            ("score_mean", "DOUBLE", "mean score over all splits' occurrences; scores divided by token norm"),
+            ("score_deviation", "DOUBLE", "standard deviation (ddof 0) of the occurrences' scores"),
+            ("score_std", "DOUBLE", "standard deviation of the splits' means; null below 3 splits"),
+            ("score_error", "DOUBLE", "standard error between splits, corrected for overlapping training halves"),
+            ("ci_low", "DOUBLE", "95 % interval of the mean: jackknife over 20 groups of documents"),
+            ("ci_high", "DOUBLE", "its upper end"),
+            ("selection_frequency", "DOUBLE", f"share of the splits in which the {unit} was selected"),
+            ("n_splits", "INT", "splits in all"),
+            ("n_documents", "BIGINT", f"(split, document) pairs with the {unit} among the top N"),
+            ("n_occurrences", "BIGINT", "occurrences there"),
+            ("document_frequency", "BIGINT", held_by[unit]),
+            ("distinctiveness", "DOUBLE", "(df_c - mean df of the other classes) / df_c, df as shares of documents"),
+            ("kept", "BOOLEAN", f"the {unit} is a keyword of the class"),
+            ("drop_reason", "STRING", f"first rule that the {unit} broke; null for kept ones"),
+            (
+                "signed",
+                "BOOLEAN",
+                "scores have a sign; false: what speaks against the class may count as speaking for it; null: not"
+                " recorded (schema version 3)",
+            ),
+        ),
+        {
+            "kept_or_why": "kept = (drop_reason IS NULL)",
+            "rank_of_kept": "kept = (rank IS NOT NULL)",
+            "frequency_share": "selection_frequency > 0 AND selection_frequency <= 1",
+        },
+        cluster=("keyword_key", "label"),
+    )
+    return sums, statistics, ranked
+
+
 TABLES: dict[str, Table] = {
     table.name: table
     for table in (
@@ -62,7 +155,12 @@ TABLES: dict[str, Table] = {
                 ("digest", "STRING", "SHA-256 over the files that change numbers"),
                 ("training_key", "STRING", "source of the training documents"),
                 ("training_snapshot", "STRING", "version of that source"),
-                ("labels", "ARRAY<STRING>", "label names in the model's order"),
+                (
+                    "labels",
+                    "ARRAY<STRING>",
+                    "label names in the model's order; a one-logit model's two, or a regression's one",
+                ),
+                ("problem", "STRING", "single_label, multi_label, binary (one logit) or regression"),
                 ("macro_f1", "DOUBLE", "on the held-out half; null for models the user brought"),
                 ("micro_f1", "DOUBLE", "on the held-out half"),
                 ("label_f1", "MAP<STRING, DOUBLE>", "on the held-out half"),
@@ -182,13 +280,17 @@ TABLES: dict[str, Table] = {
                 ("status", "STRING", "explained, no_label, settled or rejected"),
                 ("reason", "STRING", "why a document was rejected"),
                 ("method", "STRING", "versioned method id"),
-                ("label", "STRING", "label that is explained: predicted, or among the top_k"),
+                ("label", "STRING", "label that is explained: predicted, or among the top_k; a regression's output"),
                 ("label_rank", "INT", "0 for the document's most probable label; 0 where there is none"),
-                ("target", "STRING", "what was explained: logit"),
-                ("probability", "DOUBLE", "of the label"),
-                ("is_gold", "BOOLEAN", "the label is among the gold labels; null where the source has none"),
-                ("target_score", "DOUBLE", "logit of the label for the text"),
-                ("baseline_score", "DOUBLE", "logit of the label for the baseline"),
+                ("target", "STRING", "what was explained: logit, of the label; or output, of a regression"),
+                ("probability", "DOUBLE", "of the label; null for a regression"),
+                (
+                    "is_gold",
+                    "BOOLEAN",
+                    "the label is among the gold labels; null where there are none, and for a regression",
+                ),
+                ("target_score", "DOUBLE", "the target for the text"),
+                ("baseline_score", "DOUBLE", "the target for the baseline"),
                 ("completeness_gap", "DOUBLE", "target_score - baseline_score - sum of scores, before any correction"),
                 ("completeness_gap_relative", "DOUBLE", "absolute gap / absolute score difference"),
                 ("evaluations", "INT", "gradient evaluations"),
@@ -199,7 +301,7 @@ TABLES: dict[str, Table] = {
                 ("n_windows", "INT", "windows that they made"),
                 ("other_score", "DOUBLE", "score of what is no word: punctuation, symbols, special tokens"),
                 ("words", WORDS, "words by descending score; code points of the text, 0-based, end exclusive"),
-                ("spans", SPANS, "spans, where the method has them"),
+                ("spans", SPANS, "runs of words that a mask keeps, in the order of the text; null for other methods"),
             ),
             {
                 "status_known": "status IN ('explained', 'no_label', 'settled', 'rejected')",
@@ -210,78 +312,8 @@ TABLES: dict[str, Table] = {
             },
             cluster=("corpus_key", "explain_key", "label"),
         ),
-        Table(
-            "word_sums",
-            "Additive sums of word scores a chunk. A row with a null word says that its chunk has been added up",
-            (
-                ("evidence_key", "STRING", "which scores count: evidence policy, probability, top N, word rule"),
-                ("explain_key", "STRING", "model, method, options, words and windows"),
-                ("corpus_key", "STRING", "source of the documents"),
-                ("increment", "INT", "increment of the source"),
-                ("bucket", "INT", "bucket of the increment"),
-                ("split", "INT", "split of the model"),
-                ("label", "STRING", "class"),
-                ("word", "STRING", "word key; null in the row that counts the evidence documents of a class"),
-                ("doc_group", "INT", "group of documents by text digest, 0..19, for the jackknife"),
-                ("n_documents", "BIGINT", "evidence documents that hold the word among their top N"),
-                ("n_occurrences", "BIGINT", "its occurrences there"),
-                ("score_sum", SCORE_SUM, "sum of the scores, each divided by its document's token norm"),
-                ("score_square_sum", SCORE_SUM, "sum of their squares"),
-            ),
-            {"counts_from_0": "n_documents >= 0 AND n_occurrences >= 0"},
-            cluster=("evidence_key", "corpus_key", "label"),
-        ),
-        Table(
-            "word_statistics",
-            "The sums of one keyword table by split",
-            (
-                ("keyword_key", "STRING", "explanations, evidence, thresholds and snapshots"),
-                ("split", "INT", "split of the model"),
-                ("label", "STRING", "class"),
-                ("word", "STRING", "word key"),
-                ("n_documents", "BIGINT", "evidence documents of the split with the word among their top N"),
-                ("n_occurrences", "BIGINT", "its occurrences there"),
-                ("score_sum", SCORE_SUM, "sum of the scores"),
-                ("score_square_sum", SCORE_SUM, "sum of their squares"),
-                ("score_mean", "DOUBLE", "mean over the occurrences"),
-            ),
-            {"counts_from_1": "n_documents >= 1 AND n_occurrences >= 1"},
-            cluster=("keyword_key", "label"),
-        ),
-        Table(
-            "keywords",
-            "One row a class and word: how strongly and how stably the word speaks for the class, kept or why not",
-            (
-                ("keyword_key", "STRING", "explanations, evidence, thresholds and snapshots"),
-                ("label", "STRING", "class"),
-                ("word", "STRING", "word key"),
-                ("rank", "INT", "1 is the strongest kept word of the class; null for dropped words"),
-                ("score_mean", "DOUBLE", "mean score over all splits' occurrences; scores divided by token norm"),
-                ("score_deviation", "DOUBLE", "standard deviation (ddof 0) of the occurrences' scores"),
-                ("score_std", "DOUBLE", "standard deviation of the splits' means; null below 3 splits"),
-                ("score_error", "DOUBLE", "standard error between splits, corrected for overlapping training halves"),
-                ("ci_low", "DOUBLE", "95 % interval of the mean: jackknife over 20 groups of documents"),
-                ("ci_high", "DOUBLE", "its upper end"),
-                ("selection_frequency", "DOUBLE", "share of the splits in which the word was selected"),
-                ("n_splits", "INT", "splits in all"),
-                ("n_documents", "BIGINT", "(split, document) pairs with the word among the top N"),
-                ("n_occurrences", "BIGINT", "occurrences there"),
-                ("document_frequency", "BIGINT", "documents of the class that hold the word"),
-                (
-                    "distinctiveness",
-                    "DOUBLE",
-                    "(df_c - mean df of the other classes) / df_c, df as shares of documents",
-                ),
-                ("kept", "BOOLEAN", "the word is a keyword of the class"),
-                ("drop_reason", "STRING", "first rule that the word broke; null for kept words"),
-            ),
-            {
-                "kept_or_why": "kept = (drop_reason IS NULL)",
-                "rank_of_kept": "kept = (rank IS NOT NULL)",
-                "frequency_share": "selection_frequency > 0 AND selection_frequency <= 1",
-            },
-            cluster=("keyword_key", "label"),
-        ),
+        *_make_keyword_tables("word", "keywords"),
+        *_make_keyword_tables("phrase", "keyphrases"),
         Table(
             "runs",
             "One row a run",
@@ -333,10 +365,16 @@ VIEWS: dict[str, tuple[str, str]] = {
         "SELECT r.name, k.* EXCEPT (kept, rank) FROM {keywords} k"
         " JOIN {runs_current} r ON k.keyword_key = r.keyword_key WHERE NOT k.kept",
     ),
+    "keyphrases_current": (
+        "kept phrases of each plan name's latest run; none where its method makes no masks",
+        "SELECT r.name, k.* EXCEPT (kept, drop_reason) FROM {keyphrases} k"
+        " JOIN {runs_current} r ON k.keyword_key = r.keyword_key WHERE k.kept",
+    ),
     "keyword_evidence": (
         "for each keyword the occurrences that its score is the mean of: documents and character spans",
         "SELECT e.name, e.label, e.word, e.split, e.doc_id, e.start, e.`end`, e.score,"
-        " {score_normalised} AS score_normalised, e.probability, e.is_gold, e.text_digest, e.accuracy"
+        " {score_normalised} AS score_normalised, e.probability, e.is_gold, e.text_digest, e.accuracy,"
+        " k.signed"
         " FROM (SELECT * EXCEPT (words), inline({best_words}) AS (word, start, `end`, score)"
         " FROM {explanations} x"
         " JOIN (SELECT name, keyword_key, explain_keys, corpus_key AS run_corpus_key, evidence FROM {runs_current}) r"

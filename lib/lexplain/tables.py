@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from lexplain.errors import TableError
-from lexplain.schema import EVIDENCE_SQL, SCHEMA_VERSION, TABLES, VIEWS, Table
+from lexplain.schema import EVIDENCE_SQL, OLDEST_VERSION, SCHEMA_VERSION, TABLES, VIEWS, Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from lexplain.plan import Sink
 
-_HEADER = f"-- Tables of lexplain, schema version {SCHEMA_VERSION}."
+_HEADER = "-- Tables of lexplain, schema version "
 
 # Another job's commit to the same table makes Delta refuse ours, whichever rows it is about.
 _COMMIT_ATTEMPTS = 10
@@ -65,10 +65,11 @@ class Tables:
         return ".".join(quote_identifier(part) for part in [*str(self.sink.schema).split("."), table])
 
     def create(self) -> None:
-        """Create what is missing of tables and views, register them in the session, write `catalog.sql`.
+        """Create what is missing of tables, columns and views, register them in the session, write `catalog.sql`.
 
         Raises:
-            TableError: A table has another schema version, or the folder cannot be written.
+            TableError: A table has a schema version that cannot be brought to this one, or the folder cannot be
+                written.
         """
         if self.folder is not None:
             try:
@@ -80,7 +81,7 @@ class Tables:
                 ) from error
         statements = self._registrations()
         catalog = "".join(f"{statement};\n" for statement in statements)
-        catalog = f"{_HEADER} Run it first: spark-sql -i catalog.sql\n{catalog}"
+        catalog = f"{_HEADER}{SCHEMA_VERSION}. Run it first: spark-sql -i catalog.sql\n{catalog}"
         written = None if self.folder is None else self.folder / "catalog.sql"
         # Written last: a folder with this very catalogue has all tables, so that a second run need not open each.
         current = written is not None and written.is_file() and written.read_text(encoding="utf-8") == catalog
@@ -108,20 +109,21 @@ class Tables:
                 f"sink.path={str(self.folder)!r} holds no tables of lexplain. Every query would have failed. "
                 "Write the folder of a plan's sink, or run the plan first."
             )
-        if not catalog.read_text(encoding="utf-8").startswith(_HEADER):
+        version = catalog.read_text(encoding="utf-8").removeprefix(_HEADER).partition(".")[0]
+        if version != str(SCHEMA_VERSION):
+            remedy = "run its plan again, which adds them" if _is_older(version) else "run the plan into a new folder"
             raise TableError(
-                f"sink.path={str(self.folder)!r} was written by a lexplain of another schema version than "
-                f"{SCHEMA_VERSION}. Columns would have been missing. Read it with that lexplain, or run the plan into a "
-                "new folder."
+                f"sink.path={str(self.folder)!r} has tables of schema version {version[:10]}, this lexplain reads "
+                f"{SCHEMA_VERSION}. Columns would have been missing. Read it with the lexplain that wrote it, or {remedy}."
             )
         for statement in self._registrations():
             self.spark.sql(statement)
 
     def _create_table(self, table: Table) -> None:
         if self._exists(table):
-            self._check_version(table)
+            self._update_table(table)
             return
-        columns = ", ".join(f"{quote_identifier(n)} {t} COMMENT {quote_text(c)}" for n, t, c in table.columns)
+        columns = ", ".join(_define_column(*column) for column in table.columns)
         layout = f" CLUSTER BY ({', '.join(table.cluster)})" if table.cluster else ""
         layout += f" PARTITIONED BY ({', '.join(table.partition)})" if table.partition else ""
         # As properties the constraints come with the table's first commit; ALTER TABLE would make one for each.
@@ -138,14 +140,33 @@ class Tables:
             return (self.folder / table.name / "_delta_log").is_dir()
         return bool(self.spark.catalog.tableExists(self.name(table.name)))
 
-    def _check_version(self, table: Table) -> None:
+    def _update_table(self, table: Table) -> None:
+        """Add the columns that a table of an older schema version lacks.
+
+        Raises:
+            TableError: It has a version whose tables differ by more than columns.
+        """
         rows = self.spark.sql(f"SHOW TBLPROPERTIES {self.name(table.name)}").collect()
         version = {row["key"]: row["value"] for row in rows}.get("lexplain.schemaVersion")
-        if version != str(SCHEMA_VERSION):
+        if version == str(SCHEMA_VERSION):
+            return
+        if not _is_older(version):
             raise TableError(
                 f"table {table.name} has schema version {version}, this lexplain writes {SCHEMA_VERSION}. "
                 "Rows of two layouts would have been mixed. Write to a new sink."
             )
+        name = self.name(table.name)
+
+        def add_columns() -> None:
+            # looked up for each attempt: another job may have added them
+            present = set(self.read(table.name).columns)
+            missing = [_define_column(*column) for column in table.columns if column[0] not in present]
+            if missing:
+                self.spark.sql(f"ALTER TABLE {name} ADD COLUMNS ({', '.join(missing)})")
+            # last: a table that says so has all columns
+            self.spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ('lexplain.schemaVersion' = '{SCHEMA_VERSION}')")
+
+        self._commit(add_columns, table.name)
 
     def _registrations(self) -> list[str]:
         """Return the statements that let people write plain names: views, temporary ones over a folder's tables."""
@@ -240,6 +261,15 @@ class Tables:
             TableError: Another writer holds the folder, and still does after `wait_seconds`; names it.
         """
         return _hold(self.folder, wait_seconds)
+
+
+def _is_older(version: str | None) -> bool:
+    """Tell whether tables of a schema version become those of ours when columns are added."""
+    return version is not None and version in map(str, range(OLDEST_VERSION, SCHEMA_VERSION))
+
+
+def _define_column(name: str, kind: str, comment: str) -> str:
+    return f"{quote_identifier(name)} {kind} COMMENT {quote_text(comment)}"
 
 
 @contextmanager

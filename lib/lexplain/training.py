@@ -18,7 +18,7 @@ from lexplain.corpus import Staged, list_labelled
 from lexplain.errors import CorpusError, ModelError, redact
 from lexplain.executor import decode_document
 from lexplain.keys import digest, explain_key, model_key
-from lexplain.model_store import digest_folder, fetch_model
+from lexplain.model_store import ProblemType, digest_folder, fetch_model, read_outputs
 from lexplain.plan import FindMethod, Plan
 from lexplain.schema import TABLES
 from lexplain.session import count_slots, is_local
@@ -263,7 +263,8 @@ def _commit_model(
     values = {
         "model_key": key, "split": split.number, "seed": split.seed, "draw": split.draw, "test_share": split.test_share,
         "uri": folder, "folder": folder, "digest": row["digest"], "training_key": training.key,
-        "training_snapshot": training.version, "labels": list(label_names), "macro_f1": row["macro_f1"],
+        "training_snapshot": training.version, "labels": list(label_names),
+        "problem": "multi_label" if plan.models.multi_label else "single_label", "macro_f1": row["macro_f1"],
         "micro_f1": row["micro_f1"], "label_f1": row["label_f1"], "n_train": row["n_train"], "n_test": row["n_test"],
         "seconds": row["seconds"], "mlflow_uri": None if uri == folder else uri,
     }  # fmt: skip
@@ -277,7 +278,7 @@ def take_models(
     """Return the models that the user brought, and commit a row for each.
 
     Raises:
-        ModelError: Two of them are the same, or their labels differ.
+        ModelError: Two of them are the same, their labels differ, or one is a regression of several outputs.
     """
     twice = {location.digest for location in locations}
     if len(twice) < len(locations):
@@ -285,20 +286,22 @@ def take_models(
             f"models.uris={[location.uri for location in locations]!r} must be different models; some have the same "
             "content. A word would have been selected twice by one model. Write one URI a split."
         )
-    labels = [_read_labels(location) for location in locations]
-    for location, names in zip(locations, labels, strict=True):
-        if set(names) != set(labels[0]):
+    outputs = [_read_outputs(location) for location in locations]
+    first, first_names = outputs[0]
+    for location, (problem, names) in zip(locations, outputs, strict=True):
+        if set(names) != set(first_names) or (problem == "regression") != (first == "regression"):
             raise ModelError(
-                f"models.uris={location.uri!r} has the labels {names}, the first model has {labels[0]}. Words of "
-                "different classes would have been compared. Bring models of one label set."
+                f"models.uris={location.uri!r} ({problem}) has the labels {list(names)}, the first model ({first}) has "
+                f"{list(first_names)}. Words of different classes would have been compared. Bring models of one label set."
             )
     models = []
-    for split, (location, names) in enumerate(zip(locations, labels, strict=True)):
+    for split, (location, (problem, names)) in enumerate(zip(locations, outputs, strict=True)):
         key = digest("given", location.digest, location.folder, split)
         row: dict[str, Any] = {name: None for name, _, _ in TABLES["models"].columns}
         row |= {"model_key": key, "split": split, "uri": redact(location.uri), "folder": location.folder,
-                "digest": location.digest, "labels": names}  # fmt: skip
-        if not tables.read("models").where(f"model_key = {quote_text(key)}").head(1):
+                "digest": location.digest, "labels": list(names), "problem": problem}  # fmt: skip
+        # an older lexplain did not write the problem, and of a one-logit model one label only
+        if not tables.read("models").where(f"model_key = {quote_text(key)} AND problem IS NOT NULL").head(1):
             rows = tables.spark.createDataFrame([row], TABLES["models"].schema)
             tables.replace(rows, "models", where=f"model_key = {quote_text(key)}")
         explained = key_of(plan, find_method, row)
@@ -306,8 +309,8 @@ def take_models(
     return models
 
 
-def _read_labels(location: ModelLocation) -> list[str]:
+def _read_outputs(location: ModelLocation) -> tuple[ProblemType, tuple[str, ...]]:
     folder = fetch_model(location.folder, location.digest)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     names = config.get("id2label") or {str(number): f"LABEL_{number}" for number in range(config.get("num_labels", 2))}
-    return [str(names[number]) for number in sorted(names, key=int)]
+    return read_outputs([str(names[number]) for number in sorted(names, key=int)], config.get("problem_type"))

@@ -322,6 +322,11 @@ def test_one_logit_is_a_label_and_its_opposite(shelf: Shelf) -> None:
     assert classifier.predict(probabilities) == [int(z > 0)]
 
 
+def test_a_regression_of_several_outputs_is_refused(shelf: Shelf) -> None:
+    with pytest.raises(ModelError, match="must have one output"):
+        shelf.classifier("bert", labels=("stars", "length"), problem_type="regression")
+
+
 def test_a_regression_has_no_probabilities(shelf: Shelf) -> None:
     classifier = shelf.classifier("bert", labels=("stars",), problem_type="regression")
     assert classifier.problem == "regression"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import oracles
 from core.models import BATCH_TOLERANCE, FAMILIES, TEXTS, Shelf, count_passes
@@ -40,10 +40,10 @@ def explainer(classifier: Classifier, *, method: Any = None, **changes: Any) -> 
     settings = {"max_tokens": 40, "overlap": 6, "max_windows": None, "merge": "sum", "budget_tokens": 600}
     names = [name for name in changes if name in settings]
     settings |= {name: changes.pop(name) for name in names}
-    prepared = changes.pop("prepared", None)
+    settings |= {name: changes.pop(name) for name in ("prepared", "top_k") if name in changes}
     options = changes if changes.get("rule") == "adaptive" else {"rule": "midpoint", "nodes": 9} | changes
     method = method or find_method("integrated_gradients")
-    return Explainer(classifier, method, options, **settings, prepared=prepared)
+    return Explainer(classifier, method, options, **settings)
 
 
 def explanations(outcome: Outcome) -> list[Explanation]:
@@ -551,12 +551,63 @@ def test_a_text_that_fits_no_memory_is_rejected_alone(
     assert memory.failures < 20
 
 
+# --- heads of one output ----------------------------------------------------------------------------------------
+
+REGRESSION = {"labels": ("stars",), "problem_type": "regression"}
+
+
+def test_the_output_of_a_regression_is_explained_for_every_text(shelf: Shelf) -> None:
+    """The same weights read as one sigmoid have the same output, so the same scores; only their probability differs."""
+    texts = [*TEXTS, LONG_TEXT]
+    found = explainer(shelf.classifier("bert", **REGRESSION)).explain(texts)
+    as_class = shelf.classifier("bert", labels=("stars",), problem_type=MULTI_LABEL)
+    expected = explainer(as_class, top_k=1).explain(texts)
+    predicted = [len(explanations(outcome)) for outcome in explainer(as_class).explain(texts)]
+    assert 0 in predicted  # below 0 the sigmoid predicts nothing, and the regression is explained all the same
+    for outcome, other in zip(found, expected, strict=True):
+        mine, theirs = only(outcome), only(other)
+        assert (mine.label, mine.label_rank, mine.probability) == ("stars", 0, None)
+        assert theirs.probability is not None
+        assert_close(dataclasses.replace(mine, probability=theirs.probability), theirs)
+        total = sum(score for _, score in mine.words) + mine.other_score
+        assert total == pytest.approx(mine.target_score - mine.baseline_score - mine.completeness_gap, abs=1e-5)
+
+
+def test_the_output_of_a_regression_is_that_of_the_model(shelf: Shelf) -> None:
+    folder = shelf.folder("bert", **REGRESSION)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    found = explainer(shelf.classifier("bert", **REGRESSION), max_tokens=64).explain(TEXTS)
+    for text, outcome in zip(TEXTS, found, strict=True):
+        explanation = only(outcome)
+        assert explanation.n_windows == 1
+        with torch.no_grad():
+            output = model(**tokenizer(text, return_tensors="pt")).logits.item()
+        assert explanation.target_score == pytest.approx(output, abs=1e-5)
+
+
+def test_a_method_that_needs_a_probability_refuses_a_regression(shelf: Shelf) -> None:
+    with pytest.raises(ModelError, match="needs the probability of a class"):
+        Explainer(
+            shelf.classifier("bert", **REGRESSION), find_method("marc"), {}, max_tokens=40, overlap=6, max_windows=None,
+            merge="sum", budget_tokens=600,
+        )  # fmt: skip
+
+
+def test_both_labels_of_one_logit_are_explained_by_opposite_scores(shelf: Shelf) -> None:
+    classifier = shelf.classifier("bert", labels=("toxic",), dtype=torch.float64)
+    labels = set()
+    for outcome in explainer(classifier, top_k=2).explain([*TEXTS, LONG_TEXT]):
+        first, second = explanations(outcome)
+        labels.add(first.label)
+        assert {first.label, second.label} == {"not toxic", "toxic"}
+        assert first.probability + second.probability == pytest.approx(1)  # type: ignore[operator]
+        assert first.probability >= 0.5  # type: ignore[operator]
+        np.testing.assert_allclose(word_scores(first), -word_scores(second), rtol=0, atol=1e-12)
+    assert len(labels) == 2
+
+
 # --- what is refused before the first text ----------------------------------------------------------------------
-
-
-def test_a_regression_is_refused(shelf: Shelf) -> None:
-    with pytest.raises(ModelError, match="class keywords need classes"):
-        explainer(shelf.classifier("bert", labels=("stars",), problem_type="regression"))
 
 
 def test_wrong_options_are_told_together(shelf: Shelf) -> None:

@@ -177,6 +177,17 @@ def test_gold_labels_decide_is_gold(shelf: Shelf, models: ModelCache):
         assert again["is_gold"] is is_gold
 
 
+def test_a_regression_is_a_row_without_a_class(shelf: Shelf, models: ModelCache):
+    """Gold numbers are no labels: they say nothing about the name of the output."""
+    task = make_task(model_task(shelf.folder("bert", labels=("stars",), problem_type="regression")))
+    rows = explain([stage(TEXTS, labels=["stars"])], task)
+    assert [(row["status"], row["label"], row["label_rank"], row["target"]) for row in rows] == [
+        ("explained", "stars", 0, "output")
+    ] * len(TEXTS)
+    assert {(row["probability"], row["is_gold"], row["reason"]) for row in rows} == {(None, None, None)}
+    assert len({row["target_score"] for row in rows}) == len(TEXTS)
+
+
 def plant_nan(folder: Path, word: str, target: Path) -> Path:
     """A copy of a model whose embedding of one word is NaN, as a training that overflowed leaves it."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

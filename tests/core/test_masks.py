@@ -166,6 +166,25 @@ def test_a_row_that_is_not_finite_spoils_no_other() -> None:
     assert found.evaluations.tolist() == [100, 120]  # it leaves at the first look
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_word_has_the_sign_of_its_gradient_x_input(seed: int) -> None:
+    formula, words = small_problem(seed)
+    plain = marc(formula, formula.inputs, steps=30)
+    signed = marc(formula, formula.inputs, steps=30, sign="gradient_x_input")
+    x = formula.x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(evidence(x).sum(), x)
+    for row in range(2):
+        for positions in words[row]:
+            negative = float((x.detach() * gradient)[row, positions].sum()) < 0
+            expected = plain.scores[row, positions] * (-1 if negative else 1)
+            assert torch.equal(signed.scores[row, positions], expected)
+    assert torch.equal(signed.scores.abs(), plain.scores)
+    assert torch.equal(signed.completeness_gap, plain.completeness_gap)
+    assert (signed.evaluations - plain.evaluations).tolist() == [1, 1]
+    assert (signed.scores < 0).any()
+    assert (signed.scores > 0).any()
+
+
 def test_a_window_without_content_has_an_empty_mask() -> None:
     formula, _ = small_problem()
     formula.inputs = with_words(formula.inputs, [[-1] * 7] * 2, [[1] * 7] * 2)
@@ -387,6 +406,28 @@ def test_the_same_text_has_the_same_mask_in_any_order(shelf: Shelf) -> None:
     one = explain(classifier, [*TEXTS, LONG_TEXT], steps=12)
     other = explain(classifier, [LONG_TEXT, *TEXTS[::-1]], steps=12)
     assert [only(outcome).words for outcome in one] == [only(outcome).words for outcome in [*other[:0:-1], other[0]]]
+
+
+def test_spans_are_found_on_the_mask_whatever_the_sign(shelf: Shelf) -> None:
+    """Also in a text of several windows; a span's score is the mean of its words' signed ones."""
+    classifier = shelf.classifier("bert", dtype=torch.float64)
+    plain, signed = (
+        explain(classifier, [*TEXTS, LONG_TEXT], steps=12, sign=sign) for sign in ("none", "gradient_x_input")
+    )
+    negative = 0
+    for one, other in zip(plain, signed, strict=True):
+        mine, theirs = only(one), only(other)
+        assert [words for words, _ in mine.spans] == [words for words, _ in theirs.spans]
+        scores = dict(theirs.words)
+        for words, score in theirs.spans:
+            assert score == pytest.approx(np.mean([scores[word] for word in words]), abs=1e-12)
+        if theirs.n_windows == 1:
+            sizes = {word: abs(score) for word, score in theirs.words}
+            assert sizes == pytest.approx(dict(mine.words), abs=1e-12)
+            assert theirs.token_norm == pytest.approx(mine.token_norm)
+        negative += sum(score < 0 for _, score in theirs.words)
+    assert negative > 5
+    assert sum(len(only(outcome).spans) for outcome in plain) > 3
 
 
 def test_a_text_that_fits_no_memory_is_rejected_and_the_others_are_not(

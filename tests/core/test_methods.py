@@ -317,3 +317,22 @@ def test_the_registry_alone_does_not_import_torch() -> None:
         "assert 'torch' in sys.modules and not {'captum', 'pyspark', 'mlflow', 'pandas'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "signed"),
+    [
+        ("integrated_gradients", {}, True), ("gradient_x_input", {}, True), ("occlusion", {}, True),
+        ("random", {}, False), ("saliency", {}, False), ("saliency", {"sign": "none"}, False),
+        ("saliency", {"sign": "gradient_x_input"}, True), ("smoothgrad", {"norm": "l1"}, False),
+        ("smoothgrad", {"sign": "gradient_x_input"}, True), ("marc", {}, False), ("marc", {"sign": "gradient_x_input"}, True),
+    ],
+)  # fmt: skip
+def test_a_method_without_a_sign_can_borrow_one(name: str, options: dict[str, str], signed: bool) -> None:
+    assert find_method(name).is_signed(options) == signed
+
+
+def test_every_method_has_a_sign_or_says_how_to_get_one() -> None:
+    """Apart from the control, which has no evidence of either kind."""
+    for found in METHODS.values():
+        assert found.signed or "sign" in found.options or found.id == "random.v1"

@@ -502,6 +502,8 @@ MODELS: list[tuple[tuple[str, ...], dict[str, Any], list[tuple[str, str]]]] = [
     (("tokenizer.json", "pytorch_model.bin"), {}, [("models.uris[0]", "pickled weights only")]),
     ((), {"architectures": ["BertForMaskedLM"]}, [("models.uris[0]", "no sequence classifier but BertForMaskedLM")]),
     ((), {"model_type": None}, [("models.uris[0]", "cannot be read")]),
+    ((), {"id2label": {"0": "stars"}, "problem_type": "regression"}, []),
+    ((), {"problem_type": "regression"}, [("models.uris[0]", "a regression of 2 outputs")]),
     ((), {"id2label": {"0": "a", "1": "a"}}, [("models.uris[0]", "each class once")]),
     ((), {"id2label": {"0": "a", "2": "b"}}, [("models.uris[0]", "each class once")]),
     ((), {"id2label": ["a", "b"]}, [("models.uris[0]", "each class once")]),

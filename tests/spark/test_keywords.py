@@ -19,11 +19,11 @@ from pyspark.sql import DataFrame, Row, SparkSession
 
 from lexplain.corpus import Staged
 from lexplain.keys import corpus_key, evidence_key
-from lexplain.keywords import compare_lists, describe_evidence, rank_keywords, sum_words
+from lexplain.keywords import PHRASES, compare_lists, describe_evidence, rank_keywords, sum_words
 from lexplain.plan import Columns, Keywords, Models, Plan, Sink, Source
 from lexplain.schema import TABLES
 from lexplain.tables import Tables
-from pandas_oracle import Rules, make_keywords, overlap_rank_biased
+from pandas_oracle import Rules, make_keyphrases, make_keywords, overlap_rank_biased
 
 
 @pytest.fixture(scope="module")
@@ -259,9 +259,67 @@ def test_keywords_equal_the_oracles(tables: Tables, rules: Rules, seed: int, wor
         keyword_key=key,
         labelled=Staged(key, 1, len(texts)) if labelled else None,
         test_share_ratio=rules.test_share_ratio,
+        signed=True,
     )
     staged = pd.DataFrame(texts, columns=["text", "labels", "words"]) if labelled else None
     check_against_oracle(read_keywords(tables, key), make_keywords(pd.DataFrame(explanations), staged, n_splits, rules))
+
+
+# --- phrases ----------------------------------------------------------------------------------------------------------
+
+
+def draw_spans(rng: random.Random, rows: list[dict[str, Any]], phrases: Sequence[Sequence[str]]) -> None:
+    """Give the explained rows spans, some none, in the order of the text; ties, phrases twice, scores below 0."""
+    for row in rows:
+        if row["status"] != "explained" or rng.random() < 0.1:
+            continue
+        places = sorted(rng.sample(range(100), rng.randrange(1, 8)))
+        row["spans"] = [
+            {"start": place, "end": place + 1, "words": phrases[int(len(phrases) * rng.random() ** 2)],
+             "score": rng.choice(SCORES)}
+            for place in places
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        Rules(true_positives=True, probability=0.5, top_n=3, published_words=False, theta="0.6", min_df=1, max_classes=3,
+              top=6, labels=(), test_share_ratio=0.5),
+        Rules(true_positives=False, probability=0.7, top_n=8, published_words=True, theta="0.4", min_df=2, max_classes=1,
+              top=None, labels=("NA", "sport", "o'clock \\ %"), test_share_ratio=None),
+    ],
+    ids=["true_positives", "published"],
+)  # fmt: skip
+def test_keyphrases_equal_the_oracles(tables: Tables, rules: Rules) -> None:
+    """The same chunks, summed for words first; labelled documents do not count, and no table of words changes."""
+    rng, n_splits, key = random.Random(17), 5, f"phrases {rules.top_n}"
+    explanations = draw_explanations(rng, VOCABULARY, n_splits)
+    draw_spans(rng, explanations, [rng.sample(VOCABULARY, rng.choice([1, 2, 2, 3])) for _ in range(40)])
+    plan = make_plan(
+        f"oracle of {key}",
+        evidence="true_positives" if rules.true_positives else "predicted",
+        word_rule="sacx-2022" if rules.published_words else "unicode",
+        theta=float(rules.theta),
+        **{name: getattr(rules, name) for name in ("probability", "top_n", "min_df", "max_classes", "top", "labels")},
+    )
+    write_corpus(tables, plan, explanations)
+    keys = [f"model{split}" for split in range(n_splits)]
+    assert sum_words(tables, plan, stage(plan), keys) == 2 * 3 * n_splits
+    before = tables.versions()
+    assert sum_words(tables, plan, stage(plan), keys, PHRASES) == 2 * 3 * n_splits
+    assert sum_words(tables, plan, stage(plan), keys, PHRASES) == 0
+    rank_keywords(
+        tables, plan, stage(plan), keys, keyword_key=key, labelled=Staged("another source", 1, 3),
+        test_share_ratio=rules.test_share_ratio, signed=False, unit=PHRASES,
+    )  # fmt: skip
+    after = tables.versions()
+    assert {name for name in after if after[name] != before[name]} == {"phrase_sums", "phrase_statistics", "keyphrases"}
+    rows = tables.read("keyphrases").where(f"keyword_key = '{key}'").withColumnRenamed("phrase", "word")
+    found = rows.drop("keyword_key").orderBy("label", "word").collect()
+    assert sum(row.kept for row in found) > 5
+    assert {row.signed for row in found} == {False}
+    check_against_oracle(found, make_keyphrases(pd.DataFrame(explanations), n_splits, rules))
 
 
 # --- independent of order, partitions and increments ------------------------------------------------------------------
@@ -270,7 +328,9 @@ def test_keywords_equal_the_oracles(tables: Tables, rules: Rules, seed: int, wor
 def sum_and_rank(tables: Tables, plan: Plan, keyword_key: str, n_splits: int = 3) -> list[Row]:
     keys = [f"model{split}" for split in range(n_splits)]
     sum_words(tables, plan, stage(plan), keys)
-    rank_keywords(tables, plan, stage(plan), keys, keyword_key=keyword_key, labelled=None, test_share_ratio=0.5)
+    rank_keywords(
+        tables, plan, stage(plan), keys, keyword_key=keyword_key, labelled=None, test_share_ratio=0.5, signed=True
+    )
     return read_keywords(tables, keyword_key)
 
 

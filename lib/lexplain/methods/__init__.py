@@ -60,7 +60,7 @@ class Inputs:
             -1 on special tokens, padding, and tokens outside words.
         seeds: (B,) long, CPU: where a row's random numbers start. Made of the text, the window and the method,
             so that a row is the same whatever shares its batch.
-        target_score: (B,) float64, F(x): the logit of the row's target.
+        target_score: (B,) float64, F(x): the logit of the row's target, or the output of a regression.
         prepared: What a preparation has made for this model and method, see `Method.prepares`; None if nothing.
     """
 
@@ -131,11 +131,14 @@ class Evaluate(Protocol):
     def probabilities(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Return the probability of each row's target, (N,), differentiable: an objective for `visit`.
 
-        A softmax or a sigmoid, as the model was trained.
+        A softmax or a sigmoid, as the model was trained. A method that asks for it refuses regressions by `fits`.
 
         Args:
             logits: (N, C).
             rows: (N,) long, on the model's device.
+
+        Raises:
+            ModelError: The model is a regression.
         """
 
 
@@ -207,10 +210,11 @@ class Method:
         id: Name and version, as `integrated_gradients.v1`.
         function: Takes (evaluate, inputs, **options) and returns an Attribution.
         complete: Scores sum to F(x) - F(baseline), up to the completeness gap.
-        signed: A positive score raises the target logit, a negative one lowers it.
+        signed: A positive score raises the target logit, a negative one lowers it, whatever the options.
         stochastic: Draws random numbers.
-        mask: Scores are a mask, the part of each token that is kept, in [0, 1]. A mask is not additive: the
-            windows of a text are blended, and a word has the mean of its tokens, not their sum.
+        mask: Scores are a mask, the part of each token that is kept, in [0, 1], maybe with a sign. A mask is not
+            additive: the windows of a text are blended, and a word has the mean of its tokens, not their sum. Runs of
+            kept words are its spans.
         cite: Key of the paper.
         options: By name, in the order of the signature.
         across: Takes the options that are not at their defaults, returns what is wrong between them.
@@ -243,6 +247,13 @@ class Method:
             if name in self.options and value != self.options[name].default
         }
         return problems or self.across(changed)
+
+    def is_signed(self, options: Mapping[str, object]) -> bool:
+        """Tell whether scores tell evidence for a label from evidence against it, with the options that a plan gives.
+
+        A method whose scores have no sign borrows that of gradient x input by its option `sign`.
+        """
+        return self.signed or self.complete_options(options).get("sign") == "gradient_x_input"
 
     def complete_options(self, options: Mapping[str, object]) -> dict[str, object]:
         """Return all options: defaults filled in, and whole numbers made float where the option is one."""
@@ -288,7 +299,7 @@ def method(
         version: Raised by every change that moves a number.
         cite: Key of the paper.
         complete: Scores sum to F(x) - F(baseline).
-        signed: Scores have a sign.
+        signed: Scores have a sign whatever the options; a method without may have an option `sign`.
         stochastic: Draws random numbers.
         models: Types of models that it explains; empty: any.
         mask: Scores are a mask in [0, 1].

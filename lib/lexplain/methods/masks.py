@@ -14,10 +14,11 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from lexplain.errors import Problem
+from lexplain.errors import ModelError, Problem
 from lexplain.methods import Attribution, Evaluate, Inputs, method
+from lexplain.methods.gradients import Sign, visit_inputs
 from lexplain.methods.noise import draw_normal, draw_uniform, measure_spread
 from lexplain.methods.units import count_tokens, number_units, spread_over_tokens
 
@@ -43,8 +44,19 @@ def _check_across(options: Mapping[str, object]) -> list[Problem]:
     return []
 
 
+def _need_probability(network: nn.Module, options: Mapping[str, object]) -> None:
+    """Refuse a network whose output is no logit."""
+    if getattr(network.config, "problem_type", None) == "regression":
+        raise ModelError(
+            "method='marc' needs the probability of a class, and this model is a regression. A mask would have been fitted "
+            "to the sigmoid of a number that is no logit. Write a method that explains any output, such as "
+            "integrated_gradients."
+        )
+
+
 @method(
     version=1, signed=False, stochastic=True, mask=True, cite="brinner2023model", across=_check_across,
+    fits=_need_probability,
     ranges={
         "steps": (1, 10_000), "learning_rate": (1e-5, 1.0), "weight_decay": (0.0, 1.0), "sufficiency": (0.0, 100.0),
         "comprehensiveness": (0.0, 100.0), "sparsity": (0.0, 100.0), "smoothness": (0.0, 100.0), "forced": (0.0, 0.5),
@@ -60,7 +72,7 @@ def marc(
     evaluate: Evaluate, inputs: Inputs, *, steps: int = 900, learning_rate: float = 0.03, weight_decay: float = 0.01,
     kernel: Kernel = "sigma_squared", complement: Complement = "one_minus_p", sufficiency: float = 1.0,
     comprehensiveness: float = 1.0, sparsity: float = 1.0, smoothness: float = 1.2, forced: float = 0.05,
-    noise: float = 0.03, baseline: str = "pad",
+    noise: float = 0.03, sign: Sign = "none", baseline: str = "pad",
 ) -> Attribution:  # fmt: skip
     """Return a mask over words: how much of each is kept, when as little as possible has to give the target.
 
@@ -88,10 +100,13 @@ def marc(
         forced: Share of tokens that a step shows whole whatever the mask says, and share of those it hides.
         noise: Standard deviation of the Gaussian noise on content tokens of both texts, as a share of that of the
             row's own embeddings. The released code adds 0.03 to embeddings of about unit size, behind a LayerNorm.
+        sign: `none`: the mask itself, which counts a word against the target as one for it. `gradient_x_input`: the
+            mask with the sign that the word's gradient x input at x has, which takes one gradient more a row.
         baseline: Token that fills the masked places, named as in `integrated_gradients`.
 
     Returns:
-        Scores: lambda, in [0, 1], equal on the pieces of one word; exactly 0.0 on special tokens and padding. They
+        Scores: lambda, in [0, 1] before its sign, equal on the pieces of one word; exactly 0.0 on special tokens and
+        padding. They
         are a joint choice of words, not shares of F(x), so the completeness gap is F(x) - F(kept text): what the
         mask fails to keep. `converged`: the row stopped early; only then is its mean mask below 0.45 for sure.
 
@@ -122,11 +137,15 @@ def marc(
             if len(active) == 0:
                 break
     scores = spread_over_tokens(masks.compute(torch.arange(len(units), device=units.device)), units)
+    kept_score = _score_kept(evaluate, inputs, scores)
+    if sign == "gradient_x_input":
+        scores = torch.where(_find_negative(evaluate, inputs, units), -scores, scores)
+        taken += 1
     rows = torch.arange(len(units))
     return Attribution(
         scores=scores,
         baseline_score=evaluate.logits(rows, torch.zeros(len(units), dtype=torch.float64)),
-        completeness_gap=inputs.target_score - _score_kept(evaluate, inputs, scores),
+        completeness_gap=inputs.target_score - kept_score,
         evaluations=taken.cpu(),
         converged=converged.cpu(),
     )
@@ -319,6 +338,21 @@ def _score_kept(evaluate: Evaluate, inputs: Inputs, masks: Tensor) -> Tensor:
     return kept
 
 
+def _find_negative(evaluate: Evaluate, inputs: Inputs, units: Tensor) -> Tensor:
+    """Tell which tokens belong to a unit whose gradient x input at x is below 0, (B, S) bool."""
+    products = torch.zeros(units.shape, dtype=torch.float64, device=units.device)
+
+    def see(points: Tensor, values: Tensor, gradients: Tensor | None) -> None:
+        assert gradients is not None  # they were asked for
+        length = gradients.shape[1]
+        products[points, :length] = (inputs.x[points, :length] * gradients).sum(-1, dtype=torch.float64)
+
+    visit_inputs(evaluate, inputs, see)
+    sums = torch.zeros(count_tokens(units).shape, dtype=torch.float64, device=units.device)
+    sums.scatter_add_(1, units.clamp(min=0), products.masked_fill_(units < 0, 0.0))
+    return spread_over_tokens(sums, units) < 0
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """A rationale: neighbouring words that are kept.
@@ -326,7 +360,7 @@ class Span:
     Attributes:
         start: Number of the first word.
         stop: One past that of the last.
-        score: Mean mask of the words.
+        score: Mean score of the words.
     """
 
     start: int
@@ -334,14 +368,18 @@ class Span:
     score: float
 
 
-def find_spans(scores: NDArray[np.float64], *, threshold: float = 0.5) -> list[Span]:
+def find_spans(
+    masks: NDArray[np.float64], scores: NDArray[np.float64] | None = None, *, threshold: float = 0.5
+) -> list[Span]:
     """Return the longest runs of words whose mask is at or above the threshold, in the order of the text.
 
     Args:
-        scores: (W,) mask of each word, in the order of the text.
+        masks: (W,) mask of each word, in the order of the text.
+        scores: (W,) of each word, the mask with its sign; None: the mask itself.
         threshold: From 0 to 1; the mask of MaRC starts near 1 and ends near 0 or 1, so that 0.5 parts them.
     """
-    kept = np.concatenate(([False], scores >= threshold, [False]))
+    scores = masks if scores is None else scores
+    kept = np.concatenate(([False], masks >= threshold, [False]))
     edges = np.flatnonzero(kept[1:] != kept[:-1]).reshape(-1, 2)
     return [Span(start, stop, float(scores[start:stop].mean())) for start, stop in edges.tolist()]
 
