@@ -471,8 +471,9 @@ def _check_method(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
     try:
         method = find_method(plan.method.id)
     except MethodError as error:
-        yield Problem("method.id", plan.method.id, "is no known method", "Nothing would have been explained",
-                      str(error).rsplit(". ", 1)[-1].rstrip("."))  # fmt: skip
+        rule, _, rest = str(error).removeprefix(f"method={plan.method.id!r} ").partition(". ")
+        consequence, _, remedy = rest.rpartition(". ")
+        yield Problem("method.id", plan.method.id, rule, consequence, remedy.rstrip("."))
         return
     if plan.method.preset is not None and plan.method.preset not in method.presets:
         known = ", ".join(method.presets)

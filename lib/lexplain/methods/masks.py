@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ _SMALLEST_WIDTH = 0.01
 # The probability is squeezed into (0, 1), so that its logarithms and their slopes stay finite.
 _SQUEEZE, _SQUEEZE_OFFSET = 0.99999, 5e-6
 _CHECK_STEPS = 50
+_TYPICAL_STEPS = 250
 # Numbers in a (rows, U, U) tensor: 64 MB of float64
 _KERNEL_NUMBERS = 2**23
 
@@ -41,6 +42,12 @@ def _check_across(options: Mapping[str, object]) -> list[Problem]:
         return [Problem("method.comprehensiveness", options["comprehensiveness"], "must be above 0 where sufficiency is 0",
                         "No mask would have depended on the model", "Write comprehensiveness: 1.0")]  # fmt: skip
     return []
+
+
+def _tell_cost(options: Mapping[str, Any], tokens: int) -> float:
+    """Return a typical cost: the mask of most texts settles long before the last step."""
+    terms = sum(options[name] > 0 for name in ("sufficiency", "comprehensiveness"))
+    return float(2 * terms * min(options["steps"], _TYPICAL_STEPS) + 2)
 
 
 @method(
@@ -55,6 +62,7 @@ def _check_across(options: Mapping[str, object]) -> list[Problem]:
         "marc-2023": {"kernel": "sigma_squared", "complement": "one_minus_p", "weight_decay": 0.01},
         "marc-paper": {"kernel": "sigma", "complement": "log_p", "weight_decay": 0.0},
     },
+    cost=_tell_cost,
 )  # fmt: skip
 def marc(
     evaluate: Evaluate, inputs: Inputs, *, steps: int = 900, learning_rate: float = 0.03, weight_decay: float = 0.01,
