@@ -103,7 +103,7 @@ class Explainer:
         self, classifier: Classifier, method: Method, options: Mapping[str, object], *, max_tokens: int,
         overlap: int,
         max_windows: int | None, merge: Literal["sum", "absmax"], budget_tokens: int,
-        top_k: int | None = None, prepared: object = None,
+        top_k: int | None = None, prepared: object = None, label: str | None = None,
     ) -> None:  # fmt: skip
         """Check everything that can be checked without a text.
 
@@ -119,9 +119,10 @@ class Explainer:
                 out. A single point is tried whatever its length.
             top_k: Explain so many of the most probable labels, predicted or not; None: the predicted ones.
             prepared: What a preparation has made for this model and method, as a `Calibration`.
+            label: Explain this label only, predicted or not.
 
         Raises:
-            ModelError: The model has no classes, not that many positions, or no such baseline token.
+            ModelError: The model has no classes, not that many positions, or no such baseline token or label.
             PlanError: The options break rules of the method.
         """
         problems = method.check(options)
@@ -146,6 +147,11 @@ class Explainer:
                 "problem='regression' must be a classification: class keywords need classes. The words of "
                 "one number would have been listed as those of a class. Write a model with classes."
             )
+        if label is not None and label not in classifier.labels:
+            raise ModelError(
+                f"label={label!r} must be one of {', '.join(classifier.labels)}. Another label's words would have been "
+                f"shown. Write one of these."
+            )
         classifier.check_windows(max_tokens, overlap)
         self._classifier = classifier
         self._method = method
@@ -158,6 +164,7 @@ class Explainer:
         self._budget = Budget(budget_tokens)
         self._top_k = top_k
         self._prepared = prepared
+        self._label = label
 
     @property
     def budget_tokens(self) -> int:
@@ -257,6 +264,8 @@ class Explainer:
 
     def _choose_labels(self, probabilities: Tensor) -> list[int]:
         """Return the labels to explain, most probable first."""
+        if self._label is not None:
+            return [self._classifier.labels.index(self._label)]
         if self._top_k is None:
             return self._classifier.predict(probabilities)
         values = probabilities.tolist()

@@ -26,9 +26,15 @@ from lexplain.methods import METHODS, find_method
 from lexplain.methods.captum import gradient_shap, layer_integrated_gradients, lime, shapley_value_sampling
 
 NAMES = ("layer_integrated_gradients", "gradient_shap", "deep_lift", "lime", "shapley_value_sampling")
-PAIRS = [(f"captum.{name}", "textcnn" if name == "deep_lift" else family) for name in NAMES for family in ("bert", "textcnn")]
+PAIRS = [
+    (f"captum.{name}", "textcnn" if name == "deep_lift" else family) for name in NAMES for family in ("bert", "textcnn")
+]
 PAIRS = sorted(set(PAIRS))
-FEW = {"captum.lime": {"n_samples": 20}, "captum.shapley_value_sampling": {"n_samples": 3}, "captum.gradient_shap": {"n_samples": 7}}
+FEW = {
+    "captum.lime": {"n_samples": 20},
+    "captum.shapley_value_sampling": {"n_samples": 3},
+    "captum.gradient_shap": {"n_samples": 7},
+}
 
 
 @pytest.fixture(scope="session")
@@ -91,11 +97,15 @@ def test_integrated_gradients_are_those_of_the_embedding_layer(shelf: Shelf, fam
 def test_gradient_shap_draws_as_captum_does(shelf: Shelf, family: str) -> None:
     user = User(shelf, family, TEXTS[0])
     options = {"n_samples": 7, "stdevs": 0.2}
-    inputs, found = run_and_keep(shelf.classifier(family, dtype=torch.float64), "captum.gradient_shap", [TEXTS[0]], **options)
+    inputs, found = run_and_keep(
+        shelf.classifier(family, dtype=torch.float64), "captum.gradient_shap", [TEXTS[0]], **options
+    )
     x, empty = user.embed(user.ids), user.embed(user.empty)
     seed_all(int(inputs.seeds[0]))
     first, rest = (
-        attr.GradientShap(user.score).attribute(x, empty, n_samples=size, stdevs=0.2 * float(x.std(correction=0))).sum(-1)
+        attr.GradientShap(user.score)
+        .attribute(x, empty, n_samples=size, stdevs=0.2 * float(x.std(correction=0)))
+        .sum(-1)
         for size in (5, 2)
     )
     expected = (5 * first[0] + 2 * rest[0]) / 7
@@ -113,7 +123,9 @@ def test_methods_on_words_are_captums(shelf: Shelf, family: str, name: str) -> N
     if name == "lime":
         theirs = attr.Lime(user.score, interpretable_model=SkLearnLasso(alpha=0.01))
     seed_all(int(inputs.seeds[0]))
-    expected = theirs.attribute(user.embed(user.ids), user.embed(user.empty), feature_mask=numbers[None, :, None], **options)
+    expected = theirs.attribute(
+        user.embed(user.ids), user.embed(user.empty), feature_mask=numbers[None, :, None], **options
+    )
     tokens = torch.tensor([int((numbers == number).sum()) for number in numbers])
     assert family == "textcnn" or int(tokens.max()) > 1
     np.testing.assert_allclose(found.scores[0, user.content], expected[0, :, 0] / tokens, rtol=0, atol=1e-7)
@@ -136,7 +148,9 @@ def test_deep_lift_of_a_textcnn_equals_the_slow_one(shelf: Shelf) -> None:
 
 @pytest.mark.parametrize("text", ["phone", "the phone", "a new phone"])
 def test_deep_lift_of_texts_about_as_long_as_the_filters_is_complete(shelf: Shelf, text: str) -> None:
-    found = only(explainer(shelf.classifier("textcnn", dtype=torch.float64), find_method("captum.deep_lift")).explain([text])[0])
+    found = only(
+        explainer(shelf.classifier("textcnn", dtype=torch.float64), find_method("captum.deep_lift")).explain([text])[0]
+    )
     assert found.target_score != found.baseline_score
     assert abs(found.completeness_gap) < 1e-9
 
@@ -266,7 +280,9 @@ def test_nothing_is_left_behind(shelf: Shelf, name: str, family: str) -> None:
     assert all(torch.equal(weight, weights[key]) for key, weight in classifier.model.state_dict().items())
     assert [set(vars(module)) for module in classifier.model.modules()] == attributes
     for module in classifier.model.modules():
-        assert not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+        assert not module._backward_hooks
     assert all(weight.grad is None and not weight.requires_grad for weight in classifier.model.parameters())
 
 

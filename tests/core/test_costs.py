@@ -30,7 +30,9 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
 
 # These decide themselves when to stop: what they can cost at most, from their options.
 MOST: dict[str, Any] = {
-    "integrated_gradients.v1": lambda options: 2 * options["max_nodes"] * (4 if options["unconverged"] == "more" else 1),
+    "integrated_gradients.v1": lambda options: (
+        2 * options["max_nodes"] * (4 if options["unconverged"] == "more" else 1)
+    ),
     "marc.v1": lambda options: 4 * options["steps"] + 2,
 }
 STEERED: list[tuple[str, dict[str, Any]]] = [
@@ -47,7 +49,9 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 def count(shelf: Shelf, name: str, options: Mapping[str, Any]) -> int:
     """Sequences that went forward and backward through the model for one row, the prediction's not counted."""
     method = find_method(name)
-    classifier = shelf.classifier(next((family for family in ("bert", "textcnn") if family in (method.models or ("bert",)))))
+    classifier = shelf.classifier(
+        next(family for family in ("bert", "textcnn") if family in (method.models or ("bert",)))
+    )
     with count_passes(classifier) as passes:
         found = only(explainer(classifier, method, **options).explain([TEXT])[0])
     assert (found.n_tokens, len(found.words), found.n_windows) == (TOKENS, TOKENS, 1)

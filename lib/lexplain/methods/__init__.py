@@ -221,6 +221,10 @@ class Option:
     default: object
     range: tuple[float, float] | None = None
 
+    def describe(self) -> str:
+        """Return which values it takes, as a plan's reader would say it."""
+        return _describe(self.type)
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -274,6 +278,15 @@ class Method:
     def name(self) -> str:
         """The id without its version."""
         return self.id.rpartition(".v")[0]
+
+    @property
+    def guarantees(self) -> tuple[str, ...]:
+        """What can be relied on, in words."""
+        facts = {
+            "complete": self.complete, "signed": self.signed, "unsigned": not self.signed, "mask": self.mask,
+            "stochastic": self.stochastic, "not batched": not self.batched,
+        }  # fmt: skip
+        return tuple(name for name, holds in facts.items() if holds)
 
     def check(self, options: Mapping[str, object]) -> list[Problem]:
         """Return every problem of the options that a plan gives; none if they are right."""
