@@ -472,8 +472,7 @@ def _check_method(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
         method = find_method(plan.method.id)
     except MethodError as error:
         rule, _, rest = str(error).removeprefix(f"method={plan.method.id!r} ").partition(". ")
-        consequence, _, remedy = rest.rpartition(". ")
-        yield Problem("method.id", plan.method.id, rule, consequence, remedy.rstrip("."))
+        yield Problem("method.id", plan.method.id, rule, *rest.rstrip(".").rsplit(". ", 1))
         return
     if plan.method.preset is not None and plan.method.preset not in method.presets:
         known = ", ".join(method.presets)
