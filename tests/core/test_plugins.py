@@ -66,8 +66,19 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
     return Shelf(tmp_path_factory.mktemp("classifiers"))
 
 
-def run(installed: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(installed), str(Path(lexplain.__file__).parents[1])])
+def lay_package(site: Path, name: str, code: str) -> None:
+    """A module and its metadata, as an installed package is; the entry point has the module's name."""
+    metadata = site / f"{name}-3.1.dist-info"
+    metadata.mkdir(parents=True)
+    (site / f"{name}.py").write_text(code, encoding="utf-8")
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 3.1\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text(f"[lexplain.methods]\n{name} = {name}\n", encoding="utf-8")
+
+
+def run(
+    installed: Path, *arguments: str, cwd: Path | None = None, more: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(installed), str(Path(lexplain.__file__).parents[1]), *([str(more)] if more else [])])
     return subprocess.run(
         [sys.executable, "-m", "lexplain", *arguments], capture_output=True, text=True, check=False, timeout=300, cwd=cwd,
         env=os.environ | {"PYTHONPATH": path},
@@ -85,6 +96,17 @@ def test_the_example_is_listed_with_its_package(installed: Path) -> None:
     shown = run(installed, "methods", "leave_one_in").stdout
     assert "what the target logit gains when one word is put into the baseline" in shown
     assert re.search(r"^  share +1\.0; a number; 0\.01 to 1$", shown, flags=re.MULTILINE)
+
+
+def test_a_broken_plugin_is_told_beside_the_list(installed: Path, tmp_path: Path) -> None:
+    lay_package(tmp_path, "plugged", "raise OSError('[red] no disk')")
+    done = run(installed, "methods", more=tmp_path)
+    assert done.returncode == 0
+    assert {"leave_one_in.v1", "occlusion.v1"} <= {line.split("\t")[0] for line in done.stdout.splitlines()}
+    assert done.stderr == (
+        "The plug-in 'plugged' of the package plugged 3.1 is refused: OSError: [red] no disk. Write another method, or "
+        "mend that package.\n"
+    )
 
 
 def test_the_example_explains_a_text(installed: Path, shelf: Shelf) -> None:
@@ -126,16 +148,11 @@ Install = Callable[[str, str], None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scratch: None) -> Install:
-    """Lay a module and its metadata on the path, as an installed package is; the entry point has the module's name."""
+    """Lay a package on the path of this process."""
 
     def lay(name: str, code: str) -> None:
-        site = tmp_path / name
-        metadata = site / f"{name}-3.1.dist-info"
-        metadata.mkdir(parents=True)
-        (site / f"{name}.py").write_text(code, encoding="utf-8")
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 3.1\n", encoding="utf-8")
-        (metadata / "entry_points.txt").write_text(f"[lexplain.methods]\n{name} = {name}\n", encoding="utf-8")
-        monkeypatch.syspath_prepend(str(site))
+        lay_package(tmp_path / name, name, code)
+        monkeypatch.syspath_prepend(str(tmp_path / name))
 
     return lay
 

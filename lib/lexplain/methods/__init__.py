@@ -23,7 +23,6 @@ import difflib
 import importlib
 import importlib.metadata
 import inspect
-import logging
 import math
 import types
 from collections.abc import Callable, Mapping
@@ -488,7 +487,6 @@ def _load_plugin(plugin: importlib.metadata.EntryPoint) -> str | None:
             f"The plug-in {plugin.name!r} of the package {_distribution(plugin)} is refused: {said}. "
             f"Write another method, or mend that package."
         )
-        logging.getLogger(__name__).warning(reason)
         return reason
     for identity, one in new.items():
         _registered[identity] = dataclasses.replace(one, package=_distribution(plugin))

@@ -6,14 +6,18 @@ _PAPERS = {
     "arras2016explaining": "Arras et al. 2016",
     "bach2015pixel": "Bach et al. 2015",
     "brinner2023model": "Brinner & Zarriess 2023",
+    "enguehard2023sequential": "Enguehard 2023",
     "lundberg2017unified": "Lundberg & Lee 2017",
     "ribeiro2016should": "Ribeiro et al. 2016",
+    "roy2024uniform": "Roy & Kundu 2024",
+    "sanyal2021discretized": "Sanyal & Ren 2021",
     "shrikumar2016not": "Shrikumar et al. 2016",
     "shrikumar2017learning": "Shrikumar et al. 2017",
     "smilkov2017smoothgrad": "Smilkov et al. 2017",
     "strumbelj2010efficient": "Strumbelj & Kononenko 2010",
     "sundararajan2017axiomatic": "Sundararajan et al. 2017",
     "zeiler2014visualizing": "Zeiler & Fergus 2014",
+    "zhang2022locally": "Zhang et al. 2022",
     "none": "",
 }
 
