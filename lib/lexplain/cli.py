@@ -46,6 +46,9 @@ DONE, FAILED, BAD_PLAN, PARTLY_DONE = 0, 1, 2, 3
 # Of a pass, for one text.
 _BUDGET_TOKENS = 2048
 
+# Of the text whose cost `lexplain methods` tells.
+_LISTED_TOKENS = 128
+
 app = typer.Typer(
     help="Which words make a text classifier see each class: attributions of fine-tuned models as a Spark job.\n\n"
     "Exit codes: 0 done, 1 failure, 2 bad plan, 3 partly done (a limit of the plan was passed).",
@@ -307,9 +310,6 @@ def compare_command(
         print_rows(terminal.console, list(rows[0].asDict()) if rows else ["label"], (tuple(row) for row in rows))
 
 
-_LISTED_TOKENS = 128
-
-
 @app.command("methods")
 def methods_command(
     name: Annotated[
@@ -337,9 +337,11 @@ def methods_command(
     ]
     if console.is_terminal:
         notes = [
-            f"cost: forward-equivalents of a text of {_LISTED_TOKENS} tokens at the defaults; a gradient counts 2."
+            f"cost: forward-equivalents of a text of {_LISTED_TOKENS} tokens at the defaults, a gradient counts 2; a "
+            "typical cost where the method decides when to stop."
         ]
         notes += [f"{one.id}: {one.note}." for one in methods if one.note]
+        notes += [f"{one.id}: pip install {' '.join(one.missing)}" for one in methods if one.missing]
         notes += [f"{one.id}: from the package {one.package}." for one in methods if one.package]
         print_methods(console, ("id", "paper", "cost", "guarantees", "models"), rows, notes)
     else:

@@ -170,9 +170,11 @@ class Evaluation:
         def compute(chunk: NDArray[np.int64]) -> None:
             explain(score, max(1, self._budget.tokens // length))
 
+        before = self._budget.tokens
         while not _fits_memory(compute, np.array([row])):
             if self._budget.tokens < 2 * length:
                 self.unfit.add(row)
+                self._budget.tokens = before  # smaller passes were of no use
                 return
             self._budget.tokens //= 2
 

@@ -315,9 +315,11 @@ def test_a_text_that_does_not_fit_is_rejected(shelf: Shelf, monkeypatch: pytest.
     """DeepLIFT needs the text and its baseline in one pass."""
     classifier = shelf.classifier("textcnn")
     Memory(classifier, monkeypatch, 1)
-    outcome = explainer(classifier, find_method("captum.deep_lift")).explain([TEXTS[0]])[0]
+    small = explainer(classifier, find_method("captum.deep_lift"))
+    outcome = small.explain([TEXTS[0]])[0]
     assert isinstance(outcome, Rejection)
     assert outcome.reason == "out_of_memory"
+    assert small.budget_tokens == 600, "smaller passes do not help it"
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------

@@ -279,6 +279,11 @@ class Method:
         return self.id.rpartition(".v")[0]
 
     @property
+    def missing(self) -> list[str]:
+        """The packages of `requires` that are not installed."""
+        return [package for package in self.requires if not _is_installed(package)]
+
+    @property
     def guarantees(self) -> tuple[str, ...]:
         """What can be relied on, in words."""
         facts = {
@@ -404,11 +409,10 @@ def find_method(name: str) -> Method:
     found = _newest(name, _load_families()) or _newest(name, _load_plugins())
     if found is None:
         raise _unknown(name)
-    missing = [package for package in found.requires if not _is_installed(package)]
-    if missing:
+    if found.missing:
         raise MethodError(
-            f"method={name!r} needs {', '.join(missing)}, not installed here. No task could have run it. "
-            f"Write pip install {' '.join(missing)}, here and on the executors, or choose another method."
+            f"method={name!r} needs {', '.join(found.missing)}, not installed here. No task could have run it. "
+            f"Write pip install {' '.join(found.missing)}, here and on the executors, or choose another method."
         )
     return found
 
