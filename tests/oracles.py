@@ -81,6 +81,71 @@ def occlusion(
     return scores
 
 
+def shapley_values(
+    score: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor, words: Sequence[Sequence[int]], orders: Sequence[Sequence[int]]
+) -> NDArray[np.float64]:  # fmt: skip
+    """Strumbelj and Kononenko 2010: what each word adds when it is put in, mean over orders of the words.
+
+    Args:
+        score: Of one (S, D) input.
+        x: (S, D).
+        baseline: (S, D).
+        words: The tokens of each word.
+        orders: Permutations of the words.
+
+    Returns:
+        (S,) a word's value in equal parts on its tokens.
+    """
+    scores = np.zeros(len(x))
+    for order in orders:
+        point, before = baseline.clone(), float(score(baseline))
+        for word in order:
+            tokens = list(words[word])
+            point[tokens] = x[tokens]
+            after = float(score(point))
+            scores[tokens] += (after - before) / len(tokens) / len(orders)
+            before = after
+    return scores
+
+
+def textcnn_deep_lift(
+    x: NDArray[np.float64], baseline: NDArray[np.float64], filters: Sequence[Weights], output: Weights, label: int
+) -> NDArray[np.float64]:
+    """DeepLIFT of Shrikumar et al. 2017 for one text, (L, D): Rescale at the ReLU, linear rule elsewhere.
+
+    What a filter's maximum changes by is split at the larger of the two maxima: the winning window of the text is
+    given the way up to it, the winning window of the baseline the way down.
+
+    Args:
+        x: (L, D) word vectors, no padding, L at least every width.
+        baseline: (L, D).
+        filters: As in `textcnn_relevance`.
+        output: As in `textcnn_relevance`.
+        label: Whose score is shared out.
+    """
+    scores = np.zeros_like(x)
+    number = 0
+    for weights, biases in filters:
+        width = weights.shape[2]
+        for weight, bias in zip(weights, biases, strict=True):
+            values, empty = (
+                [float(bias + (weight.T * text[start : start + width]).sum()) for start in range(len(x) - width + 1)]
+                for text in (x, baseline)
+            )
+            top, bottom = max(values), max(empty)
+            change = top - bottom
+            slope = (max(top, 0.0) - max(bottom, 0.0)) / change if change else float(top > 0)
+            larger = max(top, bottom)
+            for window, part in ((int(np.argmax(values)), larger - bottom), (int(np.argmax(empty)), top - larger)):
+                moved = values[window] - empty[window]
+                if part and moved:
+                    inside = slice(window, window + width)
+                    multiplier = output[0][label][number] * slope * part / moved
+                    scores[inside] += multiplier * weight.T * (x[inside] - baseline[inside])
+            number += 1
+    return scores
+
+
 @dataclass(frozen=True)
 class MaskSearch:
     """Brinner & Zarriess 2023, equations 5 to 8, in the variants of paper and released code."""

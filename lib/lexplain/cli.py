@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import logging
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +19,36 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from lexplain.errors import ExplainError, LimitError, PlanError, TableError
+from lexplain.errors import DocumentError, ExplainError, LimitError, MethodError, ModelError, PlanError, TableError
 from lexplain.plan import Plan, Sink
+from lexplain.plan import Text as TextSettings
 from lexplain.template import write_template
-from lexplain.terminal import StageProgress, divert_chatter, format_seconds, print_error, print_keywords, print_rows
+from lexplain.terminal import (
+    StageProgress,
+    divert_chatter,
+    format_seconds,
+    print_error,
+    print_explanation,
+    print_keywords,
+    print_methods,
+    print_rows,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from lexplain.engine import Explanation
+    from lexplain.methods import Method
     from lexplain.pipeline import Run
     from lexplain.tables import Tables as OpenTables
 
 DONE, FAILED, BAD_PLAN, PARTLY_DONE = 0, 1, 2, 3
+
+# Of a pass, for one text.
+_BUDGET_TOKENS = 2048
+
+# Of the text whose cost `lexplain methods` tells.
+_LISTED_TOKENS = 128
 
 app = typer.Typer(
     help="Which words make a text classifier see each class: attributions of fine-tuned models as a Spark job.\n\n"
@@ -94,8 +114,12 @@ def _terminal(command: str, folder: Path | None) -> Iterator[_Terminal]:
 
 def _refuse(error: ExplainError, exit_code: int) -> typer.Exit:
     """Say on stderr why nothing was started, and return the exit to raise."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(str(error), markup=False, emoji=False)
+    _say(str(error))
     return typer.Exit(exit_code)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False, emoji=False)
 
 
 def load_plan(path: Path) -> Plan:
@@ -298,16 +322,173 @@ def compare_command(
 
 
 @app.command("methods")
-def methods_command() -> None:
-    """List the attribution methods and their options."""
-    from lexplain.methods import METHODS
+def methods_command(
+    name: Annotated[
+        str | None, typer.Argument(help="Show this one with its options and presets.", metavar="NAME")
+    ] = None,
+) -> None:
+    """List the attribution methods: paper, cost, what they guarantee, which models they explain.
 
-    console = Console(highlight=False, soft_wrap=True)
-    for method in METHODS.values():
-        promises = [name for name in ("complete", "signed", "stochastic") if getattr(method, name)]
-        console.print(f"[bold]{method.id}[/bold]  {', '.join(promises)}  [dim]{method.cite}[/dim]")
-        for name, option in method.options.items():
-            console.print(f"  {name}: {escape(repr(option.default))}")
+    Example: lexplain methods integrated_gradients
+    """
+    from lexplain.methods import METHODS, find_method, list_refused
+    from lexplain.methods.papers import name_paper
+
+    console = Console(highlight=False, emoji=False)
+    if name is not None:
+        try:
+            _show_method(console, find_method(name))
+        except MethodError as error:
+            raise _refuse(error, BAD_PLAN) from None
+        return
+    methods = sorted(METHODS.values(), key=lambda method: (method.package or "", method.id))
+    rows = [
+        (one.id, name_paper(one.cite), _format_cost(one), ", ".join(one.guarantees), _list_models(one))
+        for one in methods
+    ]
+    if console.is_terminal:
+        notes = [
+            f"cost: forward-equivalents of a text of {_LISTED_TOKENS} tokens at the defaults, a gradient counts 2; a "
+            "typical cost where the method decides when to stop."
+        ]
+        notes += [f"{one.id}: {one.note}." for one in methods if one.note]
+        notes += [f"{one.id}: pip install {' '.join(one.missing)}" for one in methods if one.missing]
+        notes += [f"{one.id}: from the package {one.package}." for one in methods if one.package]
+        print_methods(console, ("id", "paper", "cost", "guarantees", "models"), rows, notes)
+    else:
+        columns = ("id", "paper", "cost", "guarantees", "models", "note", "package")
+        print_rows(
+            console, columns, ((*row, one.note, one.package or "") for row, one in zip(rows, methods, strict=True))
+        )
+    for reason in list_refused():
+        _say(reason)
+
+
+def _show_method(console: Console, method: Method) -> None:
+    from lexplain.methods.papers import name_paper
+
+    paper = name_paper(method.cite)
+    console.print(f"[bold]{escape(method.id)}[/bold]  {escape(paper)}")
+    about = (inspect.getdoc(method.function) or "").partition("\n\n")[0]
+    console.print(escape(" ".join(about.split())), soft_wrap=not console.is_terminal)
+    facts = {
+        "cost": f"{_format_cost(method)} forward-equivalents for {_LISTED_TOKENS} tokens at the defaults; a gradient counts 2",
+        "guarantees": ", ".join(method.guarantees), "models": _list_models(method), "needs": ", ".join(method.requires),
+        "package": method.package or "", "note": method.note,
+    }  # fmt: skip
+    console.print()
+    _print_pairs(console, {name: fact for name, fact in facts.items() if fact})
+    options = {}
+    for name, option in method.options.items():
+        limits = "" if option.range is None else f"; {option.range[0]:g} to {option.range[1]:g}"
+        options[name] = f"{json.dumps(option.default)}; {option.describe()}{limits}"
+    presets = {
+        name: ", ".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
+        for name, values in method.presets.items()
+    }
+    for title, lines in (("options (default; what it takes; range)", options), ("presets", presets)):
+        if lines:
+            console.print(f"\n[bold]{title}[/bold]")
+            _print_pairs(console, lines)
+
+
+def _print_pairs(console: Console, pairs: Mapping[str, str]) -> None:
+    width = max(map(len, pairs))
+    for name, value in pairs.items():
+        console.print(f"  {escape(name):<{width}}  {escape(value)}", soft_wrap=not console.is_terminal)
+
+
+def _format_cost(method: Method) -> str:
+    if method.cost is None:
+        return "unknown"
+    return f"{method.cost(method.complete_options({}), _LISTED_TOKENS):.0f}"
+
+
+def _list_models(method: Method) -> str:
+    return ", ".join(method.models) or "any"
+
+
+@app.command("explain")
+def explain_command(
+    text: Annotated[str, typer.Argument(help="The text to explain.")],
+    model: Annotated[Path, typer.Option(help="Folder of the classifier, as save_pretrained() makes it.")],
+    methods: Annotated[
+        str, typer.Option(help="Ids or names, with commas between; NAME:PRESET for a preset.")
+    ] = "integrated_gradients",
+    label: Annotated[str | None, typer.Option(help="Explain this label, predicted or not.")] = None,
+    top: Annotated[int, typer.Option(help="Explain so many of the most probable labels.", min=1)] = 1,
+) -> None:
+    """Show which words make a classifier see a text as its label; starts no Spark.
+
+    Example: lexplain explain "The striker scored twice" --model my-model --methods integrated_gradients,lrp
+    """
+    with _terminal("explain", None) as terminal:
+        try:
+            for title, explanation in _explain_text(text, model, methods, label, top):
+                words = [(word.start, word.end, score) for word, score in explanation.words]
+                said = f"{title}  {explanation.label}  probability {explanation.probability:.3f}"
+                print_explanation(terminal.console, said, text, words)
+        except (MethodError, ModelError, DocumentError) as error:
+            terminal.fail(error, BAD_PLAN)
+
+
+def _explain_text(
+    text: str, folder: Path, methods: str, label: str | None, top: int
+) -> Iterator[tuple[str, Explanation]]:
+    """Yield a title and an explanation for each method and label; every refusal is raised at once, before the first."""
+    from lexplain.classifier import Classifier
+    from lexplain.engine import Explainer, Rejection
+    from lexplain.executor import choose_device, decode_document
+
+    settings = TextSettings()
+    decode_document(text, settings.max_characters)
+    chosen = _choose_methods(methods)
+    classifier = Classifier.load(folder, device=choose_device("auto", [], local_partition=0))
+    max_tokens = min(settings.max_tokens, classifier.max_tokens)
+    explainers, refused = [], []
+    for method, options, title in chosen:
+        try:
+            explainers.append((title, Explainer(
+                classifier, method, options, max_tokens=max_tokens, overlap=min(settings.overlap, max_tokens // 8),
+                max_windows=settings.max_windows, merge=settings.merge, budget_tokens=_BUDGET_TOKENS, top_k=top, label=label,
+            )))  # fmt: skip
+        except ModelError as error:
+            refused.append(str(error))
+    if refused:
+        raise ModelError("\n".join(dict.fromkeys(refused)))
+    for title, explainer in explainers:
+        outcome = explainer.explain([text])[0]
+        if isinstance(outcome, Rejection):
+            raise DocumentError(outcome.reason, outcome.message)
+        yield from ((title, explanation) for explanation in outcome)
+
+
+def _choose_methods(listed: str) -> list[tuple[Method, Mapping[str, object], str]]:
+    """Return method, options and title of each `NAME` or `NAME:PRESET`."""
+    from lexplain.methods import find_method
+
+    chosen, refused = [], []
+    for asked in listed.split(","):
+        name, _, preset = asked.strip().partition(":")
+        try:
+            method = find_method(name)
+        except MethodError as error:
+            refused.append(str(error))
+            continue
+        if preset and preset not in method.presets:
+            known = ", ".join(method.presets)
+            refused.append(
+                f"preset={preset!r} is no preset of {method.id}. It would have run with its defaults. "
+                f"Write {f'one of {known}' if known else name}."
+            )
+            continue
+        promises = "" if method.signed else "  (no sign: how much, not for or against)"
+        chosen.append(
+            (method, method.presets.get(preset, {}), f"{method.id}{f' {preset}' if preset else ''}{promises}")
+        )
+    if refused:
+        raise MethodError("\n".join(refused))
+    return chosen
 
 
 @app.command("fetch-jars")

@@ -103,7 +103,7 @@ class Explainer:
         self, classifier: Classifier, method: Method, options: Mapping[str, object], *, max_tokens: int,
         overlap: int,
         max_windows: int | None, merge: Literal["sum", "absmax"], budget_tokens: int,
-        top_k: int | None = None, prepared: object = None,
+        top_k: int | None = None, prepared: object = None, label: str | None = None,
     ) -> None:  # fmt: skip
         """Check everything that can be checked without a text.
 
@@ -119,10 +119,11 @@ class Explainer:
                 out. A single point is tried whatever its length.
             top_k: Explain so many of the most probable labels, predicted or not; None: the predicted ones.
             prepared: What a preparation has made for this model and method, as a `Calibration`.
+            label: Explain this label only, predicted or not.
 
         Raises:
             ModelError: The method cannot explain the model, or it has not that many positions or no such baseline
-                token.
+                token or label.
             PlanError: The options break rules of the method.
         """
         problems = method.check(options)
@@ -142,6 +143,11 @@ class Explainer:
                 f"model_type={family!r} must be one of {', '.join(method.models)} for {method.id}. Its scores would have "
                 "followed the rules of other layers. Write one of these models, or another method."
             )
+        if label is not None and label not in classifier.labels:
+            raise ModelError(
+                f"label={label!r} must be one of {', '.join(classifier.labels)}. Another label's words would have been "
+                f"shown. Write one of these."
+            )
         classifier.check_windows(max_tokens, overlap)
         self._classifier = classifier
         self._method = method
@@ -154,6 +160,7 @@ class Explainer:
         self._budget = Budget(budget_tokens)
         self._top_k = top_k
         self._prepared = prepared
+        self._label = label
 
     @property
     def budget_tokens(self) -> int:
@@ -256,6 +263,9 @@ class Explainer:
             return [(0, None)]
         probabilities = self._classifier.probabilities(torch.from_numpy(logits[None]))[0]
         values: list[float] = probabilities.tolist()
+        if self._label is not None:
+            label = self._classifier.labels.index(self._label)
+            return [(label, values[label])]
         if self._top_k is None:
             labels = self._classifier.predict(probabilities)
         else:

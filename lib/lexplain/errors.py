@@ -2,7 +2,7 @@
 
     ExplainError
     ├── PlanError        (ValueError)    the plan breaks a rule; carries every problem found
-    ├── MethodError      (LookupError)   a method id is unknown, or registered twice
+    ├── MethodError      (LookupError)   a method id is unknown or taken, or its package is missing or broken
     ├── ModelError       (ValueError)    a model folder cannot be loaded or cannot be explained
     ├── CorpusError      (ValueError)    a source cannot be read as the plan maps it
     ├── DocumentError    (ValueError)    one document cannot be explained; becomes a rejected row
@@ -79,7 +79,7 @@ class PlanError(ExplainError, ValueError):
 
 
 class MethodError(ExplainError, LookupError):
-    """Raised when a method id is unknown or registered twice."""
+    """Raised when a method id is unknown or taken, or its package is missing or broken."""
 
 
 class ModelError(ExplainError, ValueError):

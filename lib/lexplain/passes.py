@@ -18,7 +18,7 @@ from lexplain.classifier import Classifier
 from lexplain.methods import Inputs
 
 if TYPE_CHECKING:
-    from lexplain.methods import Objective, Place, See
+    from lexplain.methods import Objective, Place, Score, See
 
 
 class Budget:
@@ -154,6 +154,29 @@ class Evaluation:
         """Return the probability of each row's target, (N,)."""
         # in float64: 1 - p of a sure prediction is a rounding error of float32
         return self._classifier.probabilities(logits.double()).gather(1, self._targets[rows, None])[:, 0]
+
+    def visit_alone(self, row: int, explain: Callable[[Score, int], None]) -> None:
+        """Let somebody else's code have one row to itself, see `lexplain.methods.Evaluate`."""
+        length = int(self._lengths[row])
+        only = torch.tensor([row], device=self._inputs.x.device)
+        types = None if self._token_types is None else self._token_types[only, :length]
+
+        def score(embeddings: Tensor) -> Tensor:
+            count = len(embeddings)
+            mask = self._inputs.mask[only, :length].expand(count, -1)
+            logits = self._classifier.logits(embeddings, mask, None if types is None else types.expand(count, -1))
+            return self._target_logits(logits, only.expand(count))
+
+        def compute(chunk: NDArray[np.int64]) -> None:
+            explain(score, max(1, self._budget.tokens // length))
+
+        before = self._budget.tokens
+        while not _fits_memory(compute, np.array([row])):
+            if self._budget.tokens < 2 * length:
+                self.unfit.add(row)
+                self._budget.tokens = before  # smaller passes were of no use
+                return
+            self._budget.tokens //= 2
 
     def _pass(
         self, points: Tensor, rows: Tensor, place: Place, see: See, objective: Objective, gradients: bool

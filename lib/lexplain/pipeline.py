@@ -400,7 +400,17 @@ def _write_record(tables: Tables, record: Mapping[str, Any]) -> None:
 
 def _versions() -> dict[str, str]:
     versions = {"python": platform.python_version()}
-    for name in ("lexplain", "torch", "transformers", "tokenizers", "icu4py", "numpy", "pyspark", "delta-spark"):
+    for name in (
+        "lexplain",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "icu4py",
+        "numpy",
+        "pyspark",
+        "delta-spark",
+        "captum",
+    ):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

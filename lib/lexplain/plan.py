@@ -475,8 +475,8 @@ def _check_method(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
     try:
         method = find_method(plan.method.id)
     except MethodError as error:
-        yield Problem("method.id", plan.method.id, "is no known method", "Nothing would have been explained",
-                      str(error).rsplit(". ", 1)[-1].rstrip("."))  # fmt: skip
+        rule, _, rest = str(error).removeprefix(f"method={plan.method.id!r} ").partition(". ")
+        yield Problem("method.id", plan.method.id, rule, *rest.rstrip(".").rsplit(". ", 1))
         return
     if plan.method.preset is not None and plan.method.preset not in method.presets:
         known = ", ".join(method.presets)

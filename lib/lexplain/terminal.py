@@ -200,6 +200,61 @@ def _clean(text: str) -> str:
     return "".join(character if character.isprintable() or character in _JOINERS else " " for character in text)
 
 
+# Below this share of the largest score a word keeps the terminal's own colours.
+_FAINT = 0.05
+
+
+def print_explanation(
+    console: Console, title: str, text: str, words: Sequence[tuple[int, int, float]], *, top: int = 8
+) -> None:
+    """Print one explanation: the text with its words coloured (in a terminal), and the largest scores.
+
+    Args:
+        console: Where to.
+        title: What is explained by which method.
+        text: The text.
+        words: Start, end and score of each word, in any order: red speaks for the label, blue against it.
+        top: How many scores are listed, largest first whatever their sign.
+    """
+    largest = max((abs(score) for *_, score in words), default=0.0) or 1.0
+    console.print(Text(_clean(title), style="bold"))
+    if console.is_terminal:
+        shown, position = Text(), 0
+        for start, end, score in sorted(words):
+            shown.append(_clean(text[position:start]))
+            shown.append(_clean(text[start:end]), style=_shade(score / largest, console.color_system))
+            position = end
+        console.print(shown.append(_clean(text[position:])))
+    for start, end, score in sorted(words, key=lambda word: (-abs(word[2]), word[0]))[:top]:
+        bar = ("+" if score > 0 else "-") * round(10 * abs(score) / largest)
+        console.print(Text(f"  {score:+10.4f}  {bar:<10}  {_clean(text[start:end])}"))
+    console.print()
+
+
+def _shade(share: float, colours: str | None) -> str:
+    """Return the style of a score from -1 to 1: black on white that turns red or blue; letters where shades are few."""
+    if abs(share) < _FAINT:
+        return ""
+    if colours not in ("256", "truecolor"):
+        return f"{'bold ' if abs(share) >= 0.5 else ''}{'red' if share > 0 else 'blue'}"
+    rest = round(255 * (1 - 0.7 * abs(share)))
+    return f"black on rgb(255,{rest},{rest})" if share > 0 else f"black on rgb({rest},{rest},255)"
+
+
+def print_methods(
+    console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]
+) -> None:
+    """Print a table whose first column is never broken, and what is to be known below it."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, no_wrap=number == 0, justify="right" if column == "cost" else "left")
+    for row in rows:
+        table.add_row(*[Text(format_cell(cell)) for cell in row])
+    console.print(table)
+    for note in notes:
+        console.print(Text(f"\n{_clean(note)}", style="dim"), soft_wrap=False)
+
+
 def print_keywords(console: Console, rows: Sequence[dict[str, object]], *, n_splits: int, top: int = 10) -> None:
     """Print the keywords of each class: word, mean score, interval, selection frequency, documents."""
     labels = sorted({str(row["label"]) for row in rows})

@@ -276,12 +276,13 @@ class Shelf:
 
 @dataclass
 class Passes:
-    """What a model was made to do: forward passes, sequences in them, tokens of the largest, backward passes."""
+    """What a model was made to do: forward passes, sequences in them, tokens of the largest, backward passes and theirs."""
 
     forward: int = 0
     sequences: int = 0
     largest_tokens: int = 0
     backward: int = 0
+    backward_sequences: int = 0
 
 
 @contextmanager
@@ -297,8 +298,9 @@ def count_passes(classifier: Classifier) -> Iterator[Passes]:
         if embeddings.requires_grad:
             embeddings.register_hook(note_backward)
 
-    def note_backward(_: torch.Tensor) -> None:
+    def note_backward(gradients: torch.Tensor) -> None:
         passes.backward += 1
+        passes.backward_sequences += gradients.shape[0]
 
     handle = classifier.model.register_forward_pre_hook(note, with_kwargs=True)
     try:

@@ -21,7 +21,7 @@ from lexplain.methods import METHODS, Attribution, Evaluate, Inputs, Method, fin
 from lexplain.methods.paths import Rule, integrated_gradients, quadrature
 
 if TYPE_CHECKING:
-    from lexplain.methods import Objective, Place, See
+    from lexplain.methods import Objective, Place, Score, See
 
 RULES: tuple[Rule, ...] = ("midpoint", "trapezoid", "gauss_legendre")
 
@@ -71,6 +71,9 @@ class Formula:
 
     def probabilities(self, logits: Tensor, rows: Tensor) -> Tensor:
         return logits[:, 0].sigmoid()
+
+    def visit_alone(self, row: int, explain: Callable[[Score, int], None]) -> None:
+        explain(self.formula, 3)
 
 
 @pytest.fixture

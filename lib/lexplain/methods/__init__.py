@@ -11,18 +11,23 @@ versioned id `integrated_gradients.v1` is stored in every row: a change that mov
 version.
 
 Importing this module does not import torch; looking a method up does.
+
+Methods of other packages are found by their entry points in the group `lexplain.methods`, each the name of a module
+that registers them. They are imported when a name is looked up that is none of ours, or when `METHODS` is read.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
+import importlib.metadata
 import inspect
 import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from lexplain.errors import MethodError, Problem
 
@@ -32,16 +37,23 @@ if TYPE_CHECKING:
     Place = Callable[[Tensor, int], Tensor]
     See = Callable[[Tensor, Tensor, Tensor | None], None]
     Objective = Callable[[Tensor, Tensor], Tensor]
+    Score = Callable[[Tensor], Tensor]
 
     METHODS: Mapping[str, Method]
-    """Every method by versioned id; the families are imported when it is first read."""
+    """Every method by versioned id; the families, and plug-ins, are imported when it is read."""
+
+Cost = Callable[[Mapping[str, Any], int], float]
 
 Preparation = Literal["calibration"]
 """Kinds of what is made of a model and corpus before a run, each a module of `lexplain.preparation`."""
 
-_FAMILIES = ("paths", "gradients", "relevance", "masks", "controls")
+_FAMILIES = ("paths", "gradients", "relevance", "masks", "controls", "captum")
+
+PLUGINS = "lexplain.methods"
+"""Group of the entry points that name other packages' methods."""
 
 _registered: dict[str, Method] = {}
+_plugins: dict[importlib.metadata.EntryPoint, str | None] = {}  # why each was refused, or None
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -141,6 +153,16 @@ class Evaluate(Protocol):
             ModelError: The model is a regression.
         """
 
+    def visit_alone(self, row: int, explain: Callable[[Score, int], None]) -> None:
+        """Let somebody else's code have one row to itself: for methods that are not batched.
+
+        Args:
+            row: Its number.
+            explain: Takes `score` and how many points fit a pass. `score` takes embeddings (N, length, D), of the
+                row's own length without padding, and returns the logit of its target, (N,), differentiable. Called
+                again with half as many points when memory runs out; a row that does not fit with one is left out.
+        """
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Attribution:
@@ -201,6 +223,10 @@ class Option:
     default: object
     range: tuple[float, float] | None = None
 
+    def describe(self) -> str:
+        """Return which values it takes, as a plan's reader would say it."""
+        return _describe(self.type)
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -222,6 +248,14 @@ class Method:
         fits: Takes a network and all options; raises ModelError where it cannot explain that network so.
         presets: Named sets of options, as a paper or its code has them.
         prepares: Takes all options, returns what must be known of a model and corpus before a run: its kind, or None.
+        batched: Rows share passes of the model; False: it explains one row after the other.
+        cost: Takes all options and a window's content tokens, returns what a row costs in forward-equivalents, the
+            prediction not counted. A gradient counts 2, a forward and a backward pass: with frozen weights
+            the backward pass computes about as much as the forward pass. What is counted in words is told for words
+            of one token. A method that decides itself when to stop tells a typical cost. None: unknown.
+        requires: Packages that it needs beside ours, as pip names them.
+        note: What a user has to know before choosing it, one sentence.
+        package: The installed package that registers it; None for ours.
     """
 
     id: str
@@ -237,6 +271,30 @@ class Method:
     fits: Callable[[nn.Module, Mapping[str, object]], None] = lambda model, options: None
     presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     prepares: Callable[[Mapping[str, object]], Preparation | None] = lambda options: None
+    batched: bool = True
+    cost: Cost | None = None
+    requires: tuple[str, ...] = ()
+    note: str = ""
+    package: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The id without its version."""
+        return self.id.rpartition(".v")[0]
+
+    @property
+    def missing(self) -> list[str]:
+        """The packages of `requires` that are not installed."""
+        return [package for package in self.requires if not _is_installed(package)]
+
+    @property
+    def guarantees(self) -> tuple[str, ...]:
+        """What can be relied on, in words."""
+        facts = {
+            "complete": self.complete, "signed": self.signed, "unsigned": not self.signed, "mask": self.mask,
+            "stochastic": self.stochastic, "not batched": not self.batched,
+        }  # fmt: skip
+        return tuple(name for name, holds in facts.items() if holds)
 
     def check(self, options: Mapping[str, object]) -> list[Problem]:
         """Return every problem of the options that a plan gives; none if they are right."""
@@ -292,6 +350,8 @@ def method(
     fits: Callable[[nn.Module, Mapping[str, object]], None] = lambda model, options: None,
     presets: Mapping[str, Mapping[str, object]] | None = None,
     prepares: Callable[[Mapping[str, object]], Preparation | None] = lambda options: None,
+    name: str | None = None, batched: bool = True, cost: Cost | None = None, requires: tuple[str, ...] = (),
+    note: str = "",
 ) -> Callable[[Function], Function]:  # fmt: skip
     """Register a function as an attribution method under `NAME.vVERSION`.
 
@@ -308,13 +368,17 @@ def method(
         fits: Takes a network and all options; raises ModelError where it cannot explain that network so.
         presets: Named sets of options, as a paper or its code has them.
         prepares: Takes all options, returns the kind of preparation that the method needs, or None.
+        name: NAME, where it is not the function's.
+        batched: Rows share passes of the model.
+        cost: Forward-equivalents a row, see `Method.cost`.
+        requires: Packages that it needs beside ours, as pip names them.
+        note: What a user has to know before choosing it, one sentence.
 
     Raises:
         MethodError: The id is taken, a range names no option, or a preset's options are refused.
     """
 
     def register(function: Function) -> Function:
-        name = function.__name__
         hints = get_type_hints(function)
         ranged = dict(ranges or {})
         options = {
@@ -322,7 +386,7 @@ def method(
             for parameter in inspect.signature(function).parameters.values()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         }
-        identity = f"{name}.v{version}"
+        identity = f"{name or function.__name__}.v{version}"
         if ranged:
             raise MethodError(
                 f"ranges={sorted(ranged)!r} of {identity} must name options. They would never have been "
@@ -335,7 +399,7 @@ def method(
             )
         registered = Method(
             identity, function, complete, signed, stochastic, mask, cite, options, across, models, fits,
-            dict(presets or {}), prepares,
+            dict(presets or {}), prepares, batched, cost, requires, note,
         )  # fmt: skip
         for preset, values in registered.presets.items():
             if problems := registered.check(values):
@@ -350,33 +414,102 @@ def find_method(name: str) -> Method:
     """Return a method by versioned id, or the newest version of a name.
 
     Raises:
-        MethodError: There is none; the message lists the known ones.
+        MethodError: There is none, and the message lists the known ones; the package that has it cannot be imported;
+            or packages that it needs are missing.
     """
-    methods = _load_families()
-    if name in methods:
-        return methods[name]
-    versions = [identity for identity in methods if identity.rpartition(".v")[0] == name]
-    if versions:
-        return methods[max(versions, key=lambda identity: int(identity.rpartition(".v")[2]))]
-    names = {identity.rpartition(".v")[0] for identity in methods}
-    suggestion = _suggest(name, [*names, *methods])
-    raise MethodError(
-        f"method={name!r} is no known method. Nothing would have been explained. "
-        f"Write {f'{suggestion}, or another ' if suggestion else 'one '}of: {', '.join(sorted(methods))}."
-    )
+    found = _newest(name, _load_families()) or _newest(name, _load_plugins())
+    if found is None:
+        raise _unknown(name)
+    if found.missing:
+        raise MethodError(
+            f"method={name!r} needs {', '.join(found.missing)}, not installed here. No task could have run it. "
+            f"Write pip install {' '.join(found.missing)}, here and on the executors, or choose another method."
+        )
+    return found
+
+
+def list_refused() -> list[str]:
+    """Return why plug-ins were refused, one message each; none where all of them serve."""
+    _load_plugins()
+    return [reason for reason in _plugins.values() if reason is not None]
 
 
 def __getattr__(name: str) -> Mapping[str, Method]:
-    """Import the families of methods when `METHODS` is first read."""
+    """Import the families of methods, and plug-ins, when `METHODS` is read."""
     if name == "METHODS":
-        return _load_families()
+        return _load_plugins()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _newest(name: str, methods: Mapping[str, Method]) -> Method | None:
+    if name in methods:
+        return methods[name]
+    versions = [identity for identity, method in methods.items() if method.name == name]
+    return methods[max(versions, key=lambda identity: int(identity.rpartition(".v")[2]))] if versions else None
+
+
+def _unknown(name: str) -> MethodError:
+    for plugin, reason in _plugins.items():
+        if reason is not None and plugin.name in (name, name.rpartition(".v")[0]):
+            return MethodError(f"method={name!r} cannot be had. {reason}")
+    names = {method.name for method in _registered.values()}
+    suggestion = _suggest(name, [*names, *_registered])
+    return MethodError(
+        f"method={name!r} is no known method. Nothing would have been explained. "
+        f"Write {f'{suggestion}, or another ' if suggestion else 'one '}of: {', '.join(sorted(_registered))}."
+    )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _load_families() -> Mapping[str, Method]:
     for family in _FAMILIES:
         importlib.import_module(f"{__name__}.{family}")
     return types.MappingProxyType(_registered)
+
+
+def _load_plugins() -> Mapping[str, Method]:
+    """Import the plug-ins that were not there at the last look: packages come while a session runs."""
+    _load_families()
+    found = [plugin for plugin in importlib.metadata.entry_points(group=PLUGINS) if plugin not in _plugins]
+    for plugin in sorted(found, key=lambda plugin: (_distribution(plugin), plugin.name)):
+        _plugins[plugin] = None  # before the import, which may look methods up
+        _plugins[plugin] = _load_plugin(plugin)
+    return types.MappingProxyType(_registered)
+
+
+def _load_plugin(plugin: importlib.metadata.EntryPoint) -> str | None:
+    """Import one plug-in; returns why it is refused, and then leaves nothing of it."""
+    before = dict(_registered)
+    ours = {one.name for one in before.values() if one.package is None}
+    try:
+        plugin.load()
+        new = {identity: one for identity, one in _registered.items() if identity not in before and one.package is None}
+        taken = sorted(identity for identity, one in new.items() if one.name in ours)
+        if taken:
+            raise MethodError(f"{', '.join(taken)} has the name of a method of lexplain")
+    except Exception as error:  # whatever a plug-in stumbles over is its own, not the others'
+        _registered.clear()
+        _registered.update(before)
+        said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+        reason = (
+            f"The plug-in {plugin.name!r} of the package {_distribution(plugin)} is refused: {said}. "
+            f"Write another method, or mend that package."
+        )
+        return reason
+    for identity, one in new.items():
+        _registered[identity] = dataclasses.replace(one, package=_distribution(plugin))
+    return None
+
+
+def _distribution(plugin: importlib.metadata.EntryPoint) -> str:
+    return "unknown" if plugin.dist is None else f"{plugin.dist.name} {plugin.dist.version}"
 
 
 def _accepts(hint: object, value: object, *, exact: bool = False) -> bool:

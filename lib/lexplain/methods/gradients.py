@@ -18,7 +18,10 @@ Norm = Literal["l2_squared", "l2", "l1"]
 Sign = Literal["none", "gradient_x_input"]
 
 
-@method(version=1, signed=False, cite="arras2016explaining", presets={"sa-2016": {"norm": "l2_squared"}})
+@method(
+    version=1, signed=False, cite="arras2016explaining", presets={"sa-2016": {"norm": "l2_squared"}},
+    cost=lambda options, tokens: 3,
+)  # fmt: skip
 def saliency(
     evaluate: Evaluate, inputs: Inputs, *, norm: Norm = "l2_squared", sign: Sign = "none", baseline: str = "mask"
 ) -> Attribution:
@@ -52,7 +55,7 @@ def saliency(
     return Attribution.from_scores(scores.masked_fill_(inputs.special, 0.0), evaluate, inputs, evaluations=1)
 
 
-@method(version=1, signed=True, cite="shrikumar2016not")
+@method(version=1, signed=True, cite="shrikumar2016not", cost=lambda options, tokens: 3)
 def gradient_x_input(evaluate: Evaluate, inputs: Inputs, *, baseline: str = "mask") -> Attribution:
     """Return one score a token: its embedding times the gradient of the target logit, summed.
 
@@ -82,7 +85,7 @@ def gradient_x_input(evaluate: Evaluate, inputs: Inputs, *, baseline: str = "mas
 
 @method(
     version=1, signed=False, stochastic=True, cite="smilkov2017smoothgrad",
-    ranges={"samples": (1, 1000), "noise": (0.0, 10.0)},
+    ranges={"samples": (1, 1000), "noise": (0.0, 10.0)}, cost=lambda options, tokens: 2 * options["samples"] + 1,
 )  # fmt: skip
 def smoothgrad(
     evaluate: Evaluate, inputs: Inputs, *, samples: int = 25, noise: float = 0.15, norm: Norm = "l2_squared",

@@ -58,6 +58,8 @@ def check_network(model: Any, options: Mapping[str, Any]) -> None:
         "attnlrp-2024": {"rule": "attnlrp", "eps": 1e-10},
         "cp-lrp-2022": {"rule": "cp_lrp"},
     },
+    cost=lambda options, tokens: 2,
+    note="LRP is patented: according to its authors free for personal and scientific use, commercial use needs a licence",
 )  # fmt: skip
 def lrp(
     evaluate: Evaluate, inputs: Inputs, *, rule: Rule = "auto", eps: float | None = None, bias_factor: float = 0.0
