@@ -42,6 +42,21 @@ def integrated_gradients(
     return total.numpy()
 
 
+def sequential_integrated_gradients(
+    score: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor, rule: str, nodes: int
+) -> NDArray[np.float64]:
+    """Enguehard 2023: (S,) scores; each token alone moves from its baseline, one node after the other."""
+    scores = np.zeros(len(x))
+    for token in range(len(x)):
+        for alpha, weight in quadrature(rule, nodes):
+            point = x.clone()
+            point[token] = baseline[token] + alpha * (x[token] - baseline[token])
+            point.requires_grad_(True)
+            (gradient,) = torch.autograd.grad(score(point), point)
+            scores[token] += weight * float(((x[token] - baseline[token]) * gradient[token]).sum())
+    return scores
+
+
 def saliency(score: Callable[[Tensor], Tensor], x: Tensor, norm: str) -> NDArray[np.float64]:
     """Arras et al. 2016: the size of each token's gradient, (S,), one number after the other."""
     point = x.clone().requires_grad_(True)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Preparation = Literal["calibration"]
 """Kinds of what is made of a model and corpus before a run, each a module of `lexplain.preparation`."""
 
-_FAMILIES = ("paths", "gradients", "relevance", "masks", "controls")
+_FAMILIES = ("paths", "sequential", "gradients", "relevance", "masks", "controls")
 
 _registered: dict[str, Method] = {}
 
