@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     METHODS: Mapping[str, Method]
     """Every method by versioned id; the families are imported when it is first read."""
 
-Preparation = Literal["calibration"]
+Preparation = Literal["calibration", "anchors"]
 """Kinds of what is made of a model and corpus before a run, each a module of `lexplain.preparation`."""
 
-_FAMILIES = ("paths", "sequential", "gradients", "relevance", "masks", "controls")
+_FAMILIES = ("paths", "sequential", "discretized", "gradients", "relevance", "masks", "controls")
 
 _registered: dict[str, Method] = {}
 
@@ -61,6 +61,7 @@ class Inputs:
         seeds: (B,) long, CPU: where a row's random numbers start. Made of the text, the window and the method,
             so that a row is the same whatever shares its batch.
         target_score: (B,) float64, F(x): the logit of the row's target.
+        baseline_id: The baseline token.
         prepared: What a preparation has made for this model and method, see `Method.prepares`; None if nothing.
     """
 
@@ -72,6 +73,7 @@ class Inputs:
     words: Tensor
     seeds: Tensor
     target_score: Tensor
+    baseline_id: int = 0
     prepared: object = None
 
 
