@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lexplain.evidence import NORMALISED_SCORE, is_evidence, select_best_words
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised by every change of a table's columns or constraints."""
 
 # DECIMAL keeps sums independent of the order in which they are added up, to the last digit.
@@ -167,6 +167,17 @@ TABLES: dict[str, Table] = {
                 ("calibration", "STRING", "nodes and weights of all fitted rules, JSON; null where there is none"),
             ),
             {"documents_from_0": "n_documents >= 0"},
+        ),
+        Table(
+            "dig_paths",
+            "The way from each word to the baseline through the vocabulary, which DIG and UDIG follow; searched once",
+            (
+                ("path_key", "STRING", "word embeddings, baseline token, method, steps, neighbours and strategy"),
+                ("token_id", "INT", "token of the vocabulary"),
+                ("anchors", "ARRAY<INT>", "tokens on its path, from its own side to the baseline's"),
+            ),
+            {"token_from_0": "token_id >= 0"},
+            cluster=("path_key", "token_id"),
         ),
         Table(
             "explanations",
