@@ -32,8 +32,6 @@ Strategy = Literal["greedy", "maxcount"]
 # Approximate distances to look at together; numbers of candidates' embeddings to look at together, which a cache holds.
 _BLOCK_DISTANCES = 2**23
 _BLOCK_NUMBERS = 2**19
-# Candidates beyond the neighbours that are wanted, as those that rounding might have kept out.
-_SLACK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,7 @@ class Anchors:
         """
         try:
             return _load(path)
-        except (OSError, SafetensorError, KeyError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise MethodError(
                 f"anchors={path!r} cannot be read here ({error}). Every word's path would have been searched anew. "
                 "Write a sink.path or models.folder that driver and executors share."
@@ -114,7 +112,8 @@ def _load(path: str) -> Anchors:
 def read_vocabulary(model: nn.Module) -> Tensor:
     """Return the word embeddings of a model as its first layer gives them, (V, D).
 
-    Some layers scale their rows, so it is asked, not its weight.
+    Some layers scale their rows, so the layer is asked, not its weight. Where the layers above are wider (ALBERT,
+    ELECTRA), D is that of the embeddings, as everywhere.
     """
     layer = _embedding_layer(model)
     with torch.no_grad():
@@ -188,7 +187,8 @@ class AnchorFinder:
     def find(self, token_ids: NDArray[np.int64], vocabulary: Callable[[], Tensor]) -> NDArray[np.int32]:
         """Return the anchors of words, (n, m), from the word's side to the baseline's.
 
-        Where no candidate is left the path goes to the baseline word and stays.
+        Where no candidate is left the path goes to the baseline word and stays. Special tokens are words like any
+        other, as published: paths may pass through them.
 
         Args:
             token_ids: (n,), in any order.
@@ -298,7 +298,8 @@ class _Words:
 
     def _choose(self, distances: Tensor) -> Tensor:
         """Return the words that may be among the nearest, (n, C), by id; `distances` (n, V) are rounded."""
-        wanted, most, slack = self.count, self._others, _SLACK
+        wanted, most = self.count, self._others
+        slack = 8 + wanted // 8  # those that rounding might have kept out
         while True:
             size = min(wanted + slack, most)
             nearest = distances.topk(size, largest=False)

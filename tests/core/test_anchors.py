@@ -90,7 +90,6 @@ def test_blocks_change_nothing(uniform: bool, monkeypatch: pytest.MonkeyPatch) -
     expected = find(vocabulary, ids, rule)
     monkeypatch.setattr(module, "_BLOCK_DISTANCES", 700)
     monkeypatch.setattr(module, "_BLOCK_NUMBERS", 1)
-    monkeypatch.setattr(module, "_SLACK", 1)
     assert (find(vocabulary, ids, rule) == expected).all()
 
 
@@ -150,7 +149,7 @@ def test_a_table_answers_for_its_own_rule_only(shelf: Shelf) -> None:
     assert (open_finder(model, other, planted).find(np.array([8, 9]), vocabulary) == expected).all()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "textcnn"])
 def test_a_vocabulary_is_what_the_first_layer_gives(shelf: Shelf, family: str) -> None:
     """Also where its embeddings are smaller than the layers above, as ALBERT's and ELECTRA's."""
     classifier = shelf.classifier(family)

@@ -116,7 +116,7 @@ def test_the_number_of_points(shelf: Shelf, name: str, factor: int, points: int)
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("family", ["bert", "albert", "roberta"])
+@pytest.mark.parametrize("family", ["bert", "albert", "roberta", "textcnn"])
 @pytest.mark.parametrize("factor", [0, 2])
 def test_points_are_those_of_the_slow_search(shelf: Shelf, name: str, family: str, factor: int) -> None:
     classifier = shelf.classifier(family, dtype=torch.float64)

@@ -73,7 +73,7 @@ def test_it_equals_the_slow_one(rule: FixedRule, visit_points: int, monkeypatch:
     torch.testing.assert_close(found.baseline_score, score(baseline))
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "albert"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "albert", "textcnn"])
 def test_each_token_is_complete(shelf: Shelf, family: str) -> None:
     """Its score is the logit of the text less that of the text with this token at the baseline."""
     classifier = shelf.classifier(family, dtype=torch.float64)

@@ -118,10 +118,10 @@ def _list_tokens(
         pending, ["increment", "bucket"], "left_semi"
     )
     documents = documents.selectExpr("text", "text_digest", "defect", f"array({task.models[0].split}) AS splits")
-    documents = documents.dropDuplicates(["text_digest"])
     tasks = max(1, min(ceil(corpus.n_documents / _TASK_DOCUMENTS), 16 * count_slots(tables.spark)))
     listing = _running(token_batches, task, plan, local=is_local(tables.spark))
-    return documents.repartition(tasks, "text_digest").mapInArrow(listing, "token_id INT").distinct()
+    documents = documents.repartition(tasks, "text_digest").dropDuplicates(["text_digest"])
+    return documents.mapInArrow(listing, "token_id INT").distinct()
 
 
 def _search(tables: Tables, plan: Plan, key: str, tokens: DataFrame, task: ExplainTask) -> int:
