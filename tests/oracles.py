@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,98 @@ def integrated_gradients(
         (gradient,) = torch.autograd.grad(score(point), point)
         total += weight * ((x - baseline) * gradient).sum(-1)
     return total.numpy()
+
+
+def sequential_integrated_gradients(
+    score: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor, rule: str, nodes: int
+) -> NDArray[np.float64]:
+    """Enguehard 2023: (S,) scores; each token alone moves from its baseline, one node after the other."""
+    scores = np.zeros(len(x))
+    for token in range(len(x)):
+        for alpha, weight in quadrature(rule, nodes):
+            point = x.clone()
+            point[token] = baseline[token] + alpha * (x[token] - baseline[token])
+            point.requires_grad_(True)
+            (gradient,) = torch.autograd.grad(score(point), point)
+            scores[token] += weight * float(((x[token] - baseline[token]) * gradient[token]).sum())
+    return scores
+
+
+@dataclass(frozen=True)
+class AnchorSearch:
+    """Sanyal & Ren 2021 and Sinha Roy & Kundu 2024: anchors of one word at a time, dimension by dimension."""
+
+    vocabulary: NDArray[np.float64]  # (V, D)
+    baseline: int
+    steps: int
+    neighbours: int
+    strategy: str
+    uniform: bool
+
+    def run(self, word: int) -> list[int]:
+        """The m anchors after the word."""
+        path = [word]
+        for hop in range(self.steps):
+            current = path[-1]
+            if current == self.baseline:
+                path.append(self.baseline)
+                continue
+            candidates = [
+                other for other in self.nearest(word, current, hop) if other != self.baseline and other not in path
+            ]
+            # the first of equals: the nearest
+            path.append(min(candidates, key=lambda other: self.cost(current, other)) if candidates else self.baseline)
+        return path[1:]
+
+    def nearest(self, word: int, current: int, hop: int) -> list[int]:
+        x, end = self.vocabulary[word], self.vocabulary[self.baseline]
+        point = end + (self.steps - hop) / (self.steps + 1) * (x - end) if self.uniform else self.vocabulary[current]
+        distances = ((self.vocabulary - point) ** 2).sum(1)
+        others = [other for other in range(len(distances)) if self.uniform or other != current]
+        return sorted(others, key=lambda other: (distances[other], other))[: self.neighbours]
+
+    def cost(self, current: int, other: int) -> float:
+        u, v, end = self.vocabulary[current], self.vocabulary[other], self.vocabulary[self.baseline]
+        if self.strategy == "maxcount":
+            return -sum(is_between(end[i], u[i], v[i]) for i in range(len(v)))
+        monotone = monotonize(end, u, v, self.steps)
+        return math.sqrt(sum((v[i] - monotone[i]) ** 2 for i in range(len(v))))
+
+    def points(self, word: int, factor: int) -> NDArray[np.float64]:
+        """The path of a word, from the baseline to it, (2^f (m + 1) + 1, D)."""
+        end = self.vocabulary[self.baseline]
+        path = [self.vocabulary[word]]
+        for anchor in self.run(word):
+            path.append(monotonize(end, path[-1], self.vocabulary[anchor], self.steps))
+        path = [*path, end][::-1]
+        for _ in range(factor):
+            between = [(one + other) / 2 for one, other in pairwise(path)]
+            path = [point for pair in zip(path, between, strict=False) for point in pair] + [path[-1]]
+        return np.array(path)
+
+
+def is_between(end: float, u: float, v: float) -> bool:
+    return min(end, u) <= v <= max(end, u)
+
+
+def monotonize(
+    end: NDArray[np.float64], u: NDArray[np.float64], v: NDArray[np.float64], steps: int
+) -> NDArray[np.float64]:
+    """v where it lies between u and the end, elsewhere 1/m of the way from u to the end."""
+    return np.array([v[i] if is_between(end[i], u[i], v[i]) else u[i] - (u[i] - end[i]) / steps for i in range(len(v))])
+
+
+def discretized_integrated_gradients(
+    score: Callable[[Tensor], Tensor], paths: Sequence[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Left Riemann sum, (S,), along the paths of all tokens together; each path (points, D)."""
+    points = torch.from_numpy(np.stack(list(paths), axis=1))  # (points, S, D)
+    scores = np.zeros(points.shape[1])
+    for here, there in pairwise(points):
+        point = here.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(score(point), point)
+        scores += (gradient * (there - here)).sum(-1).numpy()
+    return scores
 
 
 def saliency(score: Callable[[Tensor], Tensor], x: Tensor, norm: str) -> NDArray[np.float64]:

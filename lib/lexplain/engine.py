@@ -154,7 +154,7 @@ class Explainer:
         self._options = method.complete_options(options)
         method.fits(classifier.model, self._options)
         self._baseline = str(self._options.get("baseline", "pad"))  # a method without one reads none
-        classifier.find_token(self._baseline)
+        self._baseline_id = classifier.find_token(self._baseline)
         self._max_tokens, self._overlap, self._max_windows = max_tokens, overlap, max_windows
         self._merge: Literal["sum", "absmax"] = merge
         self._budget = Budget(budget_tokens)
@@ -287,6 +287,23 @@ class Explainer:
         if batch:
             yield batch
 
+    def list_tokens(self, documents: Documents) -> list[int]:
+        """Return the distinct content tokens of texts that `read_texts` has read, ascending."""
+        windows = [
+            window
+            for document in documents.distinct
+            if document.rejection is None
+            for window in document.encoding.windows
+        ]
+        return sorted(
+            {
+                token
+                for window in windows
+                for token, special in zip(window.ids, window.special, strict=True)
+                if not special
+            }
+        )
+
     def sample_paths(self, documents: Documents, nodes: int) -> list[SampledPath]:
         """Return the derivatives along the line from baseline to input: what a calibration is fitted to.
 
@@ -335,6 +352,7 @@ class Explainer:
             words=torch.from_numpy(words).to(batch.ids.device),
             seeds=torch.tensor([row.seed(self._method.id) for row in rows]),
             target_score=torch.tensor([row.target_score for row in rows], dtype=torch.float64, device=batch.ids.device),
+            baseline_id=self._baseline_id,
             prepared=self._prepared,
         )
         evaluate = Evaluation(

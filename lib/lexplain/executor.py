@@ -88,6 +88,9 @@ SAMPLES = pa.schema(
 SAMPLES_DDL = "split INT, label STRING, words ARRAY<STRING>, derivatives ARRAY<FLOAT>"
 """The same, as `mapInArrow` takes it."""
 
+TOKENS = pa.schema([("token_id", pa.int32())])
+"""One row a token that some text holds."""
+
 
 @dataclass(frozen=True)
 class ModelTask:
@@ -301,15 +304,11 @@ def open_explainer(task: ExplainTask, model: ModelTask, device: str) -> Explaine
     Raises:
         ModelError: The model cannot be fetched, loaded or explained as the task says.
     """
-    import torch
-
     from lexplain.engine import Explainer
     from lexplain.methods import find_method
 
-    _quieten_libraries()
-    torch.set_num_threads(task.threads)
     return Explainer(
-        MODELS.load(model, task, device),
+        open_model(task, model, device),
         find_method(task.method),
         task.options,
         max_tokens=task.max_tokens,
@@ -322,14 +321,29 @@ def open_explainer(task: ExplainTask, model: ModelTask, device: str) -> Explaine
     )
 
 
+def open_model(task: ExplainTask, model: ModelTask, device: str) -> Classifier:
+    """Return a model, loaded unless this process holds it.
+
+    Raises:
+        ModelError: It cannot be fetched or loaded.
+    """
+    import torch
+
+    _quieten_libraries()
+    torch.set_num_threads(task.threads)
+    return MODELS.load(model, task, device)
+
+
 def _open_prepared(task: ExplainTask, model: ModelTask) -> object:
     """Return what was prepared for a model as its method takes it; None where nothing was."""
     from lexplain.methods import find_method
 
     if model.prepared is None:
         return None
-    kind = find_method(task.method).prepares(task.options)
-    assert kind == "calibration"  # the only one there is
+    if find_method(task.method).prepares(task.options) == "anchors":
+        from lexplain.anchors import Anchors
+
+        return Anchors.load(model.prepared)
     from lexplain.calibration import Calibration
 
     return Calibration.from_json(model.prepared)
@@ -384,6 +398,23 @@ def sample_batches(
             for path in sampled
         ]
         yield pa.RecordBatch.from_pylist(rows, schema=SAMPLES)
+
+
+def token_batches(batches: Iterator[pa.RecordBatch], task: ExplainTask, device: str) -> Iterator[pa.RecordBatch]:
+    """List the content tokens of documents, as their explanation will see them.
+
+    Args:
+        batches: As `explain_batches` takes them.
+        task: Models and windows.
+        device: As `choose_device` returns it.
+
+    Yields:
+        Batches of `TOKENS`, distinct within each.
+    """
+    for documents, model in _pair(batches, task):
+        explainer = open_explainer(task, model, device)
+        tokens = explainer.list_tokens(_read(_texts(documents), task, explainer)[1])
+        yield pa.RecordBatch.from_pydict({"token_id": tokens}, schema=TOKENS)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,21 @@ def calibration_key(plan: Plan, find_method: FindMethod, model_digest: str) -> s
     return digest("calibration", model_digest, method.id, baseline, made_for)
 
 
+def path_key(plan: Plan, find_method: FindMethod, embeddings: str, baseline_id: int) -> str:
+    """Key of the paths through a vocabulary: they depend on no text, no label and no layer above.
+
+    Args:
+        plan: Names the method.
+        find_method: Registry lookup.
+        embeddings: Digest of the word embeddings; models that were fine-tuned above them share their paths.
+        baseline_id: Token where the paths end.
+    """
+    method = find_method(plan.method.id)
+    options = method.complete_options(plan.method.asked)
+    followed = {name: options[name] for name in ("steps", "neighbours", "strategy")}
+    return digest("paths", method.id, embeddings, baseline_id, followed)
+
+
 def evidence_key(plan: Plan) -> str:
     """Key of the word sums: everything that decides which scores are added up."""
     rules = plan.keywords

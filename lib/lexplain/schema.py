@@ -267,6 +267,17 @@ TABLES: dict[str, Table] = {
             {"documents_from_0": "n_documents >= 0"},
         ),
         Table(
+            "dig_paths",
+            "The way from each word to the baseline through the vocabulary, which DIG and UDIG follow; searched once",
+            (
+                ("path_key", "STRING", "word embeddings, baseline token, method, steps, neighbours and strategy"),
+                ("token_id", "INT", "token of the vocabulary"),
+                ("anchors", "ARRAY<INT>", "tokens on its path, from its own side to the baseline's"),
+            ),
+            {"token_from_0": "token_id >= 0"},
+            cluster=("path_key", "token_id"),
+        ),
+        Table(
             "explanations",
             "One row a model, document and predicted label: its words with their scores; or why there are none",
             (

@@ -208,7 +208,7 @@ class Tables:
             self._commit(lambda: writer.saveAsTable(self.name(table)), table)
 
     def add_first(self, rows: DataFrame, table: str, *, unless: str) -> None:
-        """Add `rows` in one commit, unless the table, called `present` in the SQL condition `unless`, has such a row.
+        """Add `rows` in one commit, but those that the table has: the SQL condition `unless` tells `present` and `added`.
 
         Of several jobs that do so at once, the first one's rows stay; read them to see whose they are. Delta keeps
         the rows on the executors until they are committed.
@@ -219,7 +219,7 @@ class Tables:
         signature = "spark.databricks.delta.commitInfo.userMetadata"  # a MERGE takes no option of a writer
         self.spark.conf.set(signature, json.dumps(self._metadata))
         target, condition = (text.replace("{", "{{").replace("}", "}}") for text in (self.name(table), unless))
-        merge = f"MERGE INTO {target} AS present USING {{rows}} ON {condition} WHEN NOT MATCHED THEN INSERT *"
+        merge = f"MERGE INTO {target} AS present USING {{rows}} AS added ON {condition} WHEN NOT MATCHED THEN INSERT *"
         try:
             self._commit(lambda: self.spark.sql(merge, rows=rows.select(*self._columns(table))), table)
         finally:

@@ -23,7 +23,7 @@ KERNEL: tuple[tuple[str, ...], ...] = (
     ("settings", "words", "splits", "model_store"),
     ("plan",),
     ("keys", "template"),
-    ("classifier", "textcnn", "calibration"),
+    ("classifier", "textcnn", "calibration", "anchors"),
     ("methods", "frozen_encoder"),
     ("finetune",),
     ("passes",),
@@ -49,7 +49,13 @@ LAYERS = (
 # Where less is allowed than the layer says.
 NARROW: dict[str, set[str]] = {
     "calibration": {"errors"},
-    "methods": {"errors", "textcnn", "calibration"},  # a method sees tensors, never text, tokenizers or tables
+    "anchors": {"errors"},
+    "methods": {
+        "errors",
+        "textcnn",
+        "calibration",
+        "anchors",
+    },  # a method sees tensors, never text, tokenizers or tables
     "plan": {"errors", "settings", "model_store"},
     "words": {"errors"},
     "splits": {"errors"},
@@ -65,6 +71,7 @@ NARROW: dict[str, set[str]] = {
 OWNERS: dict[str, set[str]] = {
     "torch": {
         "calibration",
+        "anchors",
         "classifier",
         "textcnn",
         "methods",

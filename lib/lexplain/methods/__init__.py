@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 
 Cost = Callable[[Mapping[str, Any], int], float]
 
-Preparation = Literal["calibration"]
+Preparation = Literal["calibration", "anchors"]
 """Kinds of what is made of a model and corpus before a run, each a module of `lexplain.preparation`."""
 
-_FAMILIES = ("paths", "gradients", "relevance", "masks", "controls", "captum")
+_FAMILIES = ("paths", "sequential", "discretized", "gradients", "relevance", "masks", "controls", "captum")
 
 PLUGINS = "lexplain.methods"
 """Group of the entry points that name other packages' methods."""
@@ -73,6 +73,7 @@ class Inputs:
         seeds: (B,) long, CPU: where a row's random numbers start. Made of the text, the window and the method,
             so that a row is the same whatever shares its batch.
         target_score: (B,) float64, F(x): the logit of the row's target, or the output of a regression.
+        baseline_id: The baseline token.
         prepared: What a preparation has made for this model and method, see `Method.prepares`; None if nothing.
     """
 
@@ -84,6 +85,7 @@ class Inputs:
     words: Tensor
     seeds: Tensor
     target_score: Tensor
+    baseline_id: int = 0
     prepared: object = None
 
 

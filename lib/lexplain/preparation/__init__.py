@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from lexplain.attribution import ExplainedModel, Progress
 from lexplain.corpus import Staged
 from lexplain.plan import FindMethod, Plan
+from lexplain.preparation.anchors import prepare_anchors
 from lexplain.preparation.calibrations import calibrate_models, find_calibrations
 from lexplain.tables import Tables
 
-_MAKERS = {"calibration": calibrate_models}
+_MAKERS = {"calibration": calibrate_models, "anchors": prepare_anchors}
+# What is not found is made, or done without: paths are known by the models' embeddings, which only a run opens.
 _FINDERS = {"calibration": find_calibrations}
 
 
@@ -29,7 +31,7 @@ def find_prepared(
         models: Models to explain.
     """
     kind = _find_kind(plan, find_method)
-    return list(models) if kind is None else _FINDERS[kind](tables, plan, find_method, models)
+    return _FINDERS[kind](tables, plan, find_method, models) if kind in _FINDERS else list(models)
 
 
 def prepare_models(
