@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lexplain.evidence import NORMALISED_SCORE, is_evidence, select_best_words
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised by every change of a table's columns or constraints."""
 
 # DECIMAL keeps sums independent of the order in which they are added up, to the last digit.
@@ -167,6 +167,24 @@ TABLES: dict[str, Table] = {
                 ("calibration", "STRING", "nodes and weights of all fitted rules, JSON; null where there is none"),
             ),
             {"documents_from_0": "n_documents >= 0"},
+        ),
+        Table(
+            "neighbours",
+            "Reference documents that a model's texts are compared with, indexed in a file; made once, then kept",
+            (
+                ("neighbours_key", "STRING", "model, source, method, base scores, layer, precision and window size"),
+                ("model_digest", "STRING", "SHA-256 of the model"),
+                ("corpus_key", "STRING", "source of the references: training documents, or else the corpus"),
+                ("n_references", "BIGINT", "(document, predicted label) pairs"),
+                ("layer", "INT", "hidden layer that documents are compared by"),
+                (
+                    "layer_precision",
+                    "ARRAY<DOUBLE>",
+                    "of layers 1, 2, ...: share of a document's 10 nearest with its class; null where the plan names the layer",
+                ),
+                ("path", "STRING", "file of the index, where executors read it"),
+            ),
+            {"references_from_1": "n_references >= 1"},
         ),
         Table(
             "explanations",

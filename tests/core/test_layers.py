@@ -23,7 +23,7 @@ KERNEL: tuple[tuple[str, ...], ...] = (
     ("settings", "words", "splits", "model_store"),
     ("plan",),
     ("keys",),
-    ("classifier", "textcnn", "calibration"),
+    ("classifier", "textcnn", "calibration", "neighbours"),
     ("methods", "frozen_encoder"),
     ("finetune",),
     ("passes",),
@@ -49,7 +49,13 @@ LAYERS = (
 # Where less is allowed than the layer says.
 NARROW: dict[str, set[str]] = {
     "calibration": {"errors"},
-    "methods": {"errors", "textcnn", "calibration"},  # a method sees tensors, never text, tokenizers or tables
+    "neighbours": {"errors"},
+    "methods": {
+        "errors",
+        "textcnn",
+        "calibration",
+        "neighbours",
+    },  # a method sees tensors, never text, tokenizers or tables
     "plan": {"errors", "settings", "model_store"},
     "words": {"errors"},
     "splits": {"errors"},
@@ -66,6 +72,7 @@ OWNERS: dict[str, set[str]] = {
     "torch": {
         "calibration",
         "classifier",
+        "neighbours",
         "textcnn",
         "methods",
         "frozen_encoder",

@@ -36,12 +36,28 @@ if TYPE_CHECKING:
     METHODS: Mapping[str, Method]
     """Every method by versioned id; the families are imported when it is first read."""
 
-Preparation = Literal["calibration"]
+Preparation = Literal["calibration", "neighbours"]
 """Kinds of what is made of a model and corpus before a run, each a module of `lexplain.preparation`."""
 
-_FAMILIES = ("paths", "gradients", "relevance", "masks", "controls")
+_FAMILIES = ("paths", "gradients", "relevance", "masks", "controls", "neighbours")
 
 _registered: dict[str, Method] = {}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Identity:
+    """What tells whether rows of a batch, and documents met before, are of one text, label or word. CPU tensors.
+
+    Attributes:
+        texts: (B,) long, hash of the row's whole text.
+        labels: (B,) long, number of the row's target label.
+        words: (B, S) long, hash of the key (lower case, NFC) of the word that holds a token; on a token outside words
+            -1 - its id.
+    """
+
+    texts: Tensor
+    labels: Tensor
+    words: Tensor
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -62,6 +78,7 @@ class Inputs:
             so that a row is the same whatever shares its batch.
         target_score: (B,) float64, F(x): the logit of the row's target.
         prepared: What a preparation has made for this model and method, see `Method.prepares`; None if nothing.
+        identity: For methods that compare rows with other documents, those that prepare `neighbours`; else None.
     """
 
     x: Tensor
@@ -73,6 +90,7 @@ class Inputs:
     seeds: Tensor
     target_score: Tensor
     prepared: object = None
+    identity: Identity | None = None
 
 
 class Evaluate(Protocol):
@@ -126,6 +144,13 @@ class Evaluate(Protocol):
             objective: Takes logits (N, C) and rows (N,), returns what is differentiated (N,). None: the
                 logit of the row's target.
             gradients: False: values only.
+        """
+
+    def hidden(self) -> Tensor:
+        """Return what each hidden layer holds of each row at x, (B, layers + 1, H) float64, without gradients.
+
+        The mean over the row's real tokens, special ones included; layer 0 is what the first layer is given. Rows of
+        one window share a forward pass.
         """
 
     def probabilities(self, logits: Tensor, rows: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ from lexplain.attribution import ExplainedModel, Progress
 from lexplain.corpus import Staged
 from lexplain.plan import FindMethod, Plan
 from lexplain.preparation.calibrations import calibrate_models, find_calibrations
+from lexplain.preparation.neighbours import find_neighbours, index_neighbours
 from lexplain.tables import Tables
 
-_MAKERS = {"calibration": calibrate_models}
-_FINDERS = {"calibration": find_calibrations}
+_MAKERS = {"calibration": calibrate_models, "neighbours": index_neighbours}
+_FINDERS = {"calibration": find_calibrations, "neighbours": find_neighbours}
 
 
 def find_prepared(
