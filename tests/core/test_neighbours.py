@@ -265,8 +265,8 @@ def test_neighbours_are_of_the_label_that_is_explained(shelf: Shelf) -> None:
     assert inputs.identity is not None
     borrowed = (found.scores - base.scores).sum(1)
     for row, label in enumerate(inputs.identity.labels.tolist()):
-        only_these = dataclasses.replace(made, labels=made.labels.where(made.labels == label, -1))
-        again = run_and_keep(classifier, (TEXTS[0],), only_these, **near)[1]
+        only_these = dataclasses.replace(made, foremost=made.labels == label)
+        again = run_and_keep(classifier, (TEXTS[0],), only_these, same_class=False, **near)[1]
         torch.testing.assert_close(again.scores[row], found.scores[row])
         if label in made.labels:
             assert float(borrowed[row]) > 0
