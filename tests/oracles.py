@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -374,6 +375,46 @@ class SlowExplainer:
             start = number * (max_tokens - 2 - overlap)
             scores[start : start + len(content)] += found[1:-1] / len(pieces)
         return TextScores(offsets, scores, float(np.mean(targets)), float(np.mean(baselines)), len(pieces))
+
+    def measure(self, text: str, label: int, max_tokens: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The first window's mean hidden states, (layers + 1, H), and its content tokens' squared gradients, (T,)."""
+        content = self.windows(text, max_tokens, 0)[0][0]
+        ids = torch.tensor([self.first + content + self.last])
+        with torch.no_grad():
+            states = self.model(input_ids=ids, output_hidden_states=True).hidden_states
+            x = self.model.get_input_embeddings()(ids[0])
+        means = [np.mean([token.numpy() for token in layer[0]], axis=0) for layer in states]
+        return np.array(means), saliency(lambda point: self.logit(point, label), x, "l2_squared")[1:-1]
+
+
+def lafa(
+    scores: Sequence[float], tokens: Sequence[Any], neighbours: Sequence[tuple[Sequence[float], Sequence[Any]]],
+    similar: Callable[[Any, Any], float], weight: float,
+) -> NDArray[np.float64]:  # fmt: skip
+    """Zhang et al. 2022, equations 6 and 7: scores and tokens of a text, and of each of its neighbours."""
+    found = []
+    for score, token in zip(scores, tokens, strict=True):
+        borrowed = 0.0
+        for theirs, others in neighbours:
+            total = sum(m * similar(token, other) for m, other in zip(theirs, others, strict=True))
+            borrowed += total / len(others) / len(neighbours)
+        found.append(score + weight * borrowed)
+    return np.array(found)
+
+
+def compare_embeddings(kernel: str, a: Sequence[float], b: Sequence[float]) -> float:
+    """Zhang et al. 2022, appendix E, one number after the other."""
+    product = sum(x * y for x, y in zip(a, b, strict=True))
+    straight = math.sqrt(sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
+    if kernel == "cosine":
+        return product / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
+    if kernel == "rbf":
+        return math.exp(-straight / 2**2)
+    if kernel == "laplacian":
+        return math.exp(-sum(abs(x - y) for x, y in zip(a, b, strict=True)) / 2**2)
+    if kernel == "cubic":
+        return (7 * product + 0) ** 3
+    return 1 / min(max(straight, 0.3), 3.0)
 
 
 def words_by_character(

@@ -8,6 +8,7 @@ a caller that adds them before `inputs_embeds` explains another network.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ FAMILIES = "BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA, ALBERT, DeBERTa-v2, Moder
 
 PARITY_TOLERANCE = 1e-4
 """Largest difference allowed at load, absolute plus relative, in float32: rounding alone stays below 1e-5."""
+
+# Where the families keep their layers, below the base model; ALBERT's is one, called time and again.
+_LAYERS = ("encoder.layer", "transformer.layer", "layers", "encoder.albert_layer_groups")
 
 _LOADING_ERRORS = (
     OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError, UnpicklingError,
@@ -283,6 +287,57 @@ class Classifier:
         """
         inputs = {"inputs_embeds": embeddings.to(self.dtype), "attention_mask": mask.long()}
         return self._forward(inputs, token_types)
+
+    @torch.no_grad()
+    def pool_layers(self, embeddings: Tensor, mask: Tensor, token_types: Tensor | None) -> Tensor:
+        """Return the mean over real tokens of each hidden layer, (B, layers + 1, H) float64; 0 is what the first is given.
+
+        Args:
+            embeddings: As in `logits`.
+            mask: As in `logits`.
+            token_types: As in `logits`.
+
+        Raises:
+            ModelError: The model's layers are not where those of the known families are.
+
+        Note:
+            Runs on: executor. Cost: one forward pass; no layer's states are kept. Hooks that read them are gone after.
+        """
+        pooled: list[Tensor] = []
+
+        def keep(states: Tensor) -> None:
+            pooled.append((states.double() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+
+        def keep_given(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+            if not pooled:
+                keep(given[0])
+
+        def keep_made(layer: nn.Module, given: object, made: Tensor | tuple[Tensor, ...]) -> None:
+            keep(made if isinstance(made, Tensor) else made[0])
+
+        layers = self._find_layers()
+        # transformers' own output_hidden_states leaves hooks behind
+        hooks = [layers[0].register_forward_pre_hook(keep_given)]
+        hooks += [layer.register_forward_hook(keep_made) for layer in layers]
+        inputs = {"inputs_embeds": embeddings.to(self.dtype), "attention_mask": mask.long()}
+        if token_types is not None and self._takes_token_types:
+            inputs["token_type_ids"] = token_types
+        try:
+            self.model.base_model(**inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return torch.stack(pooled, dim=1)
+
+    def _find_layers(self) -> nn.ModuleList:
+        for place in _LAYERS:
+            with contextlib.suppress(AttributeError):
+                return cast(nn.ModuleList, self.model.base_model.get_submodule(place))
+        raise ModelError(
+            f"model_type={self.model.config.model_type!r} must have its layers at one of {', '.join(_LAYERS)}. What they "
+            "hold of a text could not have been read. Write a method that compares no documents, or a model of a "
+            f"family that works: {FAMILIES}."
+        )
 
     def baseline_ids(self, ids: Tensor, special: Tensor, mask: Tensor, token: str) -> Tensor:
         """Return ids with every content token replaced; special tokens and padding stay.

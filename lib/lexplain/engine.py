@@ -18,12 +18,15 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lexplain.calibration import SampledPath
 from lexplain.classifier import Classifier, Encoding, Window
 from lexplain.errors import DocumentError, ModelError, PlanError, Problem
-from lexplain.methods import Attribution, Inputs, Method
+from lexplain.methods import Attribution, Identity, Inputs, Method
 from lexplain.methods.masks import find_spans, weigh_windows
+from lexplain.methods.neighbours import make_references
+from lexplain.neighbours import Reference
 from lexplain.passes import Budget, Evaluation
 from lexplain.words import Word, merge_tokens, segment
 
@@ -161,6 +164,7 @@ class Explainer:
         self._top_k = top_k
         self._prepared = prepared
         self._label = label
+        self._compares = method.prepares(self._options) == "neighbours"
 
     @property
     def budget_tokens(self) -> int:
@@ -223,6 +227,9 @@ class Explainer:
             document.rejection = Rejection("not_tokenized", f"The tokenizer fails on this text: {error}")
             return
         document.weights = self._weigh(document.encoding.windows)
+        if self._compares:
+            document.text_hash = _hash(document.text)
+            document.word_hashes = np.array([_hash(word.key) for word in document.words], dtype=np.int64)
 
     def _predict(self, documents: Sequence[_Document]) -> None:
         """Compute every window's logits, and each text's probabilities and targets."""
@@ -318,12 +325,9 @@ class Explainer:
         Note:
             Runs on: executor. Cost: `nodes` forward and backward passes a text.
         """
-        self._predict([document for document in documents.distinct if document.rejection is None])
         sampled: list[SampledPath] = []
-        for batch in self._batches([document for document in documents.distinct if document.rejection is None]):
-            rows = [row for row in batch if row.number == 0 and row.target is row.document.targets[0]]
-            if not rows:
-                continue
+        for rows in self._first_windows(documents):
+            rows = [row for row in rows if row.target is row.document.targets[0]]
             evaluate = self._place(rows)[0]
             alphas = torch.linspace(0, 1, nodes, dtype=torch.float64).repeat(len(rows))
             derivatives = evaluate.directional(torch.arange(len(rows)).repeat_interleave(nodes), alphas)[1]
@@ -334,6 +338,34 @@ class Explainer:
                     label = self._classifier.labels[row.target.label]
                     sampled.append(SampledPath(label, tuple(keys), found[number, :, : len(keys)]))
         return sampled
+
+    def sample_references(self, documents: Documents, layer: int | None) -> list[Reference]:
+        """Return what neighbours are found by, and base scores, for the first window and predicted labels of each text.
+
+        Args:
+            documents: References that `read_texts` has read.
+            layer: Hidden layer of the vectors; None: all of them, without base scores, by the most probable label.
+
+        Note:
+            Runs on: executor. Cost: as `lexplain.methods.neighbours.make_references`, and the prediction.
+        """
+        sampled: list[Reference] = []
+        for rows in self._first_windows(documents):
+            rows = [row for row in rows if layer is not None or row.target is row.document.targets[0]]
+            evaluate, inputs = self._place(rows)
+            for number, reference in enumerate(make_references(evaluate, inputs, layer, self._options)):
+                finite = np.isfinite(reference.vectors).all() and np.isfinite(reference.scores).all()
+                if finite and number not in evaluate.unfit:
+                    sampled.append(reference)
+        return sampled
+
+    def _first_windows(self, documents: Documents) -> Iterator[list[_Row]]:
+        """Yield the rows of each text's first window, those of one window together, in batches."""
+        self._predict([document for document in documents.distinct if document.rejection is None])
+        for batch in self._batches([document for document in documents.distinct if document.rejection is None]):
+            rows = [row for row in batch if row.number == 0]
+            if rows:
+                yield rows
 
     def _place(self, rows: Sequence[_Row]) -> tuple[Evaluation, Inputs]:
         """Return a batch of rows as a method sees them."""
@@ -354,6 +386,7 @@ class Explainer:
             target_score=torch.tensor([row.target_score for row in rows], dtype=torch.float64, device=batch.ids.device),
             baseline_id=self._baseline_id,
             prepared=self._prepared,
+            identity=self._identify(rows, batch.ids, words) if self._compares else None,
         )
         evaluate = Evaluation(
             classifier, inputs, batch.token_types, self._budget,
@@ -361,6 +394,18 @@ class Explainer:
             targets=torch.tensor([row.target.label for row in rows], device=batch.ids.device),
         )  # fmt: skip
         return evaluate, inputs
+
+    def _identify(self, rows: Sequence[_Row], ids: Tensor, words: NDArray[np.int64]) -> Identity:
+        """Return what rows are compared with other documents by; `words` are (B, S) numbers within the text."""
+        hashes = -1 - ids.cpu().numpy()
+        for number, row in enumerate(rows):
+            inside = words[number] >= 0
+            hashes[number, inside] = row.document.word_hashes[words[number, inside]]
+        return Identity(
+            texts=torch.tensor([row.document.text_hash for row in rows]),
+            labels=torch.tensor([row.target.label for row in rows]),
+            words=torch.from_numpy(hashes),
+        )
 
     def _attribute(self, rows: Sequence[_Row]) -> None:
         """Run the method on one batch and add its scores to the texts."""
@@ -467,6 +512,8 @@ class _Document:
     encoding: Encoding = field(init=False)
     weights: Sequence[NDArray[np.float64] | float] = field(init=False)  # of each window
     logits: NDArray[np.float64] = field(init=False)  # (windows, C)
+    text_hash: int = field(init=False)  # these two only for methods that compare documents
+    word_hashes: NDArray[np.int64] = field(init=False)  # of each word's key
     targets: list[_Target] = field(default_factory=list)
     rejection: Rejection | None = None
 
@@ -516,8 +563,12 @@ class _Row:
 
     def seed(self, method_id: str) -> int:
         """Return where the row's random numbers start: targets of a window draw the same ones."""
-        name = f"{method_id}/{self.number}/{self.document.text}".encode("utf-8", "surrogatepass")
-        return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1
+        return _hash(f"{method_id}/{self.number}/{self.document.text}")
+
+
+def _hash(text: str) -> int:
+    """Return 63 bits of SHA-256, which a signed tensor holds."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
 
 
 def _no_memory(window: Window) -> Rejection:

@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -24,6 +25,7 @@ from lexplain.words import segment
 if TYPE_CHECKING:
     from lexplain.classifier import Classifier
     from lexplain.engine import Documents, Explainer, Explanation, Outcome, Rejection
+    from lexplain.neighbours import ReferenceIndex
 
 # Documents that are explained together: enough to sort by length and fill passes, few enough to stay in memory.
 LOOK_AHEAD_DOCUMENTS = 256
@@ -90,6 +92,26 @@ SAMPLES_DDL = "split INT, label STRING, words ARRAY<STRING>, derivatives ARRAY<F
 
 TOKENS = pa.schema([("token_id", pa.int32())])
 """One row a token that some text holds."""
+
+
+REFERENCES = pa.schema(
+    [
+        ("text", pa.int64()),
+        ("label", pa.int64()),
+        ("foremost", pa.bool_()),
+        ("vectors", pa.list_(pa.list_(pa.float32()))),
+        ("ids", pa.list_(pa.int64())),
+        ("words", pa.list_(pa.int64())),
+        ("scores", pa.list_(pa.float32())),
+    ]
+)
+"""One row a `Reference`."""
+
+REFERENCES_DDL = (
+    "text BIGINT, label BIGINT, foremost BOOLEAN, vectors ARRAY<ARRAY<FLOAT>>, ids ARRAY<BIGINT>, words ARRAY<BIGINT>, "
+    "scores ARRAY<FLOAT>"
+)
+"""The same, as `mapInArrow` takes it."""
 
 
 @dataclass(frozen=True)
@@ -340,13 +362,24 @@ def _open_prepared(task: ExplainTask, model: ModelTask) -> object:
 
     if model.prepared is None:
         return None
-    if find_method(task.method).prepares(task.options) == "anchors":
+    kind = find_method(task.method).prepares(task.options)
+    if kind == "neighbours":
+        return _load_index(model.prepared)
+    if kind == "anchors":
         from lexplain.anchors import Anchors
 
         return Anchors.load(model.prepared)
     from lexplain.calibration import Calibration
 
     return Calibration.from_json(model.prepared)
+
+
+@lru_cache(maxsize=16)
+def _load_index(path: str) -> ReferenceIndex:
+    """Return the index in a file, which is written once and never changes."""
+    from lexplain.neighbours import ReferenceIndex
+
+    return ReferenceIndex.load(path)
 
 
 def explain_batches(batches: Iterator[pa.RecordBatch], task: ExplainTask, device: str) -> Iterator[pa.RecordBatch]:
@@ -415,6 +448,30 @@ def token_batches(batches: Iterator[pa.RecordBatch], task: ExplainTask, device: 
         explainer = open_explainer(task, model, device)
         tokens = explainer.list_tokens(_read(_texts(documents), task, explainer)[1])
         yield pa.RecordBatch.from_pydict({"token_id": tokens}, schema=TOKENS)
+
+
+def reference_batches(
+    batches: Iterator[pa.RecordBatch], task: ExplainTask, layer: int | None, device: str
+) -> Iterator[pa.RecordBatch]:
+    """Measure reference documents: what neighbours are found by, and what their words score.
+
+    Args:
+        batches: As `explain_batches` takes them.
+        task: One model, and the method.
+        layer: As in `Explainer.sample_references`.
+        device: As `choose_device` returns it.
+
+    Yields:
+        Batches of `REFERENCES`; a document that cannot be explained, or has no label, gives no row.
+    """
+    for documents, model in _pair(batches, task):
+        explainer = open_explainer(task, model, device)
+        references = explainer.sample_references(_read(_texts(documents), task, explainer)[1], layer)
+        rows = [
+            {name: getattr(one, name) for name in REFERENCES.names} | {"vectors": list(one.vectors)}
+            for one in references
+        ]
+        yield pa.RecordBatch.from_pylist(rows, schema=REFERENCES)
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,19 @@ def path_key(plan: Plan, find_method: FindMethod, embeddings: str, baseline_id: 
     return digest("paths", method.id, embeddings, baseline_id, followed)
 
 
+def neighbours_key(plan: Plan, find_method: FindMethod, model_digest: str) -> str:
+    """Key of a model's reference documents.
+
+    Like `calibration_key` it is no part of `explain_key`, and holds no version of the source: texts that come later
+    are compared with the same documents.
+    """
+    method = find_method(plan.method.id)
+    options = method.complete_options(plan.method.asked)
+    scored = [options.get(name) for name in ("base", "samples", "noise", "layer")]
+    read = (plan.method.precision, plan.text.max_tokens, plan.text.max_characters, WORD_RULES)
+    return digest("neighbours", model_digest, method.id, scored, read, corpus_key(plan.training or plan.corpus))
+
+
 def evidence_key(plan: Plan) -> str:
     """Key of the word sums: everything that decides which scores are added up."""
     rules = plan.keywords

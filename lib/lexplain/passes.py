@@ -150,6 +150,26 @@ class Evaluation:
             points = order[starts[unfit] : starts[unfit] + sizes[unfit]]
             self.unfit.update(rows.numpy()[points].tolist())
 
+    def hidden(self) -> Tensor:
+        """Return what each hidden layer holds of each row, (B, layers + 1, H), see `lexplain.methods.Evaluate`."""
+        inputs, windows = self._inputs, self._windows
+        first, window_of = np.unique(windows, return_index=True, return_inverse=True)[1:]
+        config = self._classifier.model.config
+        found = inputs.x.new_full(
+            (len(first), config.num_hidden_layers + 1, config.hidden_size), math.nan, dtype=torch.float64
+        )
+
+        def compute(chunk: NDArray[np.int64]) -> None:
+            rows = torch.from_numpy(first[chunk]).to(inputs.x.device)
+            length = int(self._lengths[first[chunk]].max())
+            types = None if self._token_types is None else self._token_types[rows, :length]
+            pooled = self._classifier.pool_layers(inputs.x[rows, :length], inputs.mask[rows, :length], types)
+            found[torch.from_numpy(chunk)] = pooled
+
+        for unfit in self._budget.spend(self._lengths[first], compute):
+            self.unfit.update(np.flatnonzero(window_of == unfit).tolist())
+        return found[torch.from_numpy(window_of)]
+
     def probabilities(self, logits: Tensor, rows: Tensor) -> Tensor:
         """Return the probability of each row's target, (N,)."""
         # in float64: 1 - p of a sure prediction is a rounding error of float32

@@ -278,6 +278,24 @@ TABLES: dict[str, Table] = {
             cluster=("path_key", "token_id"),
         ),
         Table(
+            "neighbours",
+            "Reference documents that a model's texts are compared with, indexed in a file; made once, then kept",
+            (
+                ("neighbours_key", "STRING", "model, source, method, base scores, layer, precision and window size"),
+                ("model_digest", "STRING", "SHA-256 of the model"),
+                ("corpus_key", "STRING", "source of the references: training documents, or else the corpus"),
+                ("n_references", "BIGINT", "(document, predicted label) pairs"),
+                ("layer", "INT", "hidden layer that documents are compared by"),
+                (
+                    "layer_precision",
+                    "ARRAY<DOUBLE>",
+                    "of layers 1, 2, ...: share of a document's 10 nearest with its class; null where the plan names the layer",
+                ),
+                ("path", "STRING", "file of the index, where executors read it"),
+            ),
+            {"references_from_1": "n_references >= 1"},
+        ),
+        Table(
             "explanations",
             "One row a model, document and predicted label: its words with their scores; or why there are none",
             (

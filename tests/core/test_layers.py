@@ -23,7 +23,7 @@ KERNEL: tuple[tuple[str, ...], ...] = (
     ("settings", "words", "splits", "model_store"),
     ("plan",),
     ("keys", "template"),
-    ("classifier", "textcnn", "calibration", "anchors"),
+    ("classifier", "textcnn", "calibration", "anchors", "neighbours"),
     ("methods", "frozen_encoder"),
     ("finetune",),
     ("passes",),
@@ -50,11 +50,13 @@ LAYERS = (
 NARROW: dict[str, set[str]] = {
     "calibration": {"errors"},
     "anchors": {"errors"},
+    "neighbours": {"errors"},
     "methods": {
         "errors",
         "textcnn",
         "calibration",
         "anchors",
+        "neighbours",
     },  # a method sees tensors, never text, tokenizers or tables
     "plan": {"errors", "settings", "model_store"},
     "words": {"errors"},
@@ -73,6 +75,7 @@ OWNERS: dict[str, set[str]] = {
         "calibration",
         "anchors",
         "classifier",
+        "neighbours",
         "textcnn",
         "methods",
         "frozen_encoder",

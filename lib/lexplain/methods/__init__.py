@@ -44,16 +44,42 @@ if TYPE_CHECKING:
 
 Cost = Callable[[Mapping[str, Any], int], float]
 
-Preparation = Literal["calibration", "anchors"]
+Preparation = Literal["calibration", "anchors", "neighbours"]
 """Kinds of what is made of a model and corpus before a run, each a module of `lexplain.preparation`."""
 
-_FAMILIES = ("paths", "sequential", "discretized", "gradients", "relevance", "masks", "controls", "captum")
+_FAMILIES = (
+    "paths",
+    "sequential",
+    "discretized",
+    "gradients",
+    "neighbours",
+    "relevance",
+    "masks",
+    "controls",
+    "captum",
+)
 
 PLUGINS = "lexplain.methods"
 """Group of the entry points that name other packages' methods."""
 
 _registered: dict[str, Method] = {}
 _plugins: dict[importlib.metadata.EntryPoint, str | None] = {}  # why each was refused, or None
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Identity:
+    """What tells whether rows of a batch, and documents met before, are of one text, label or word. CPU tensors.
+
+    Attributes:
+        texts: (B,) long, hash of the row's whole text.
+        labels: (B,) long, number of the row's target label.
+        words: (B, S) long, hash of the key (lower case, NFC) of the word that holds a token; on a token outside words
+            -1 - its id.
+    """
+
+    texts: Tensor
+    labels: Tensor
+    words: Tensor
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -75,6 +101,7 @@ class Inputs:
         target_score: (B,) float64, F(x): the logit of the row's target, or the output of a regression.
         baseline_id: The baseline token.
         prepared: What a preparation has made for this model and method, see `Method.prepares`; None if nothing.
+        identity: For methods that compare rows with other documents, those that prepare `neighbours`; else None.
     """
 
     x: Tensor
@@ -87,6 +114,7 @@ class Inputs:
     target_score: Tensor
     baseline_id: int = 0
     prepared: object = None
+    identity: Identity | None = None
 
 
 class Evaluate(Protocol):
@@ -140,6 +168,13 @@ class Evaluate(Protocol):
             objective: Takes logits (N, C) and rows (N,), returns what is differentiated (N,). None: the
                 logit of the row's target.
             gradients: False: values only.
+        """
+
+    def hidden(self) -> Tensor:
+        """Return what each hidden layer holds of each row at x, (B, layers + 1, H) float64, without gradients.
+
+        The mean over the row's real tokens, special ones included; layer 0 is what the first layer is given. Rows of
+        one window share a forward pass.
         """
 
     def probabilities(self, logits: Tensor, rows: Tensor) -> Tensor:

@@ -1,0 +1,166 @@
+"""Reference documents of the models, indexed in files beside the tables and listed in the table `neighbours`.
+
+Driver only, apart from the closures that it sends to the executors.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, task_device
+from lexplain.corpus import Staged
+from lexplain.errors import MethodError
+from lexplain.executor import REFERENCES_DDL, ExplainTask, reference_batches
+from lexplain.keys import neighbours_key
+from lexplain.neighbours import Reference, ReferenceIndex, choose_layer
+from lexplain.plan import FindMethod, Plan
+from lexplain.schema import TABLES
+from lexplain.session import is_local
+from lexplain.tables import Tables, quote_list, quote_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from pyspark.sql import DataFrame
+
+MOST_DOCUMENTS = 5_000
+"""Documents of an index at most: enough for near ones, and a bound on what a run costs before it starts."""
+
+LAYER_DOCUMENTS = 500
+"""Documents that a layer is chosen by at most."""
+
+# Of these, what one task measures.
+_TASK_DOCUMENTS = 32
+
+
+def find_neighbours(
+    tables: Tables, plan: Plan, find_method: FindMethod, models: Sequence[ExplainedModel]
+) -> list[ExplainedModel]:
+    """Return the models with the paths of their indexes, as far as there are any."""
+    keys = {model.digest: neighbours_key(plan, find_method, model.digest) for model in models}
+    rows = tables.read("neighbours").where(f"neighbours_key IN ({quote_list(list(keys.values()))})")
+    found = {row["neighbours_key"]: row["path"] for row in rows.select("neighbours_key", "path").collect()}
+    return [replace(model, prepared=found.get(keys[model.digest])) for model in models]
+
+
+def index_neighbours(
+    tables: Tables, plan: Plan, find_method: FindMethod, models: Sequence[ExplainedModel], corpus: Staged,
+    training: Staged | None, progress: Progress,
+) -> list[ExplainedModel]:  # fmt: skip
+    """Return the models with the paths of their indexes; those that are missing are made and committed.
+
+    The references of a model that was fine-tuned here are its own training half; of one that was brought, the corpus.
+    An index is made once and stays: texts explained later are compared with the same documents.
+
+    Args:
+        tables: The sink.
+        plan: Method, windows and device.
+        find_method: Registry lookup.
+        models: Models to explain.
+        corpus: What they explain.
+        training: What they were trained on; None where the models were brought.
+        progress: Told of the models.
+
+    Raises:
+        MethodError: A model gives no document a label, or executors could not reach the file.
+
+    Note:
+        Cost: at most 5000 documents a model, explained by the base method; with `layer: auto` a forward pass more of
+        500. The driver holds the references of one model, about 6 KB a document.
+    """
+    missing = [model for model in find_neighbours(tables, plan, find_method, models) if model.prepared is None]
+    if missing:
+        folder = _index_folder(plan)
+        progress.start("index neighbours", len(missing), "models")
+        for model in missing:
+            _index(tables, plan, find_method, model, corpus if training is None else training, folder)
+            progress.advance(1)
+        progress.finish(f"{len(missing)} models")
+    return find_neighbours(tables, plan, find_method, models)
+
+
+def _index_folder(plan: Plan) -> Path:
+    parent = plan.sink.path or plan.models.folder
+    if parent is None:
+        raise MethodError(
+            f"method.id={plan.method.id!r} with sink.schema and models.uris has no folder for its index of documents. "
+            "It would have lain on the driver's own disk, out of the executors' reach. Write sink.path, a folder that "
+            "driver and executors mount."
+        )
+    return Path(parent) / "prepared"
+
+
+def _index(
+    tables: Tables, plan: Plan, find_method: FindMethod, model: ExplainedModel, source: Staged, folder: Path
+) -> None:
+    """Make a model's index; of jobs that do so at once the first one's row decides which file is read."""
+    key = neighbours_key(plan, find_method, model.digest)
+    # Labels are those predicted, whatever the plan explains.
+    task = replace(make_task(tables.spark, plan, find_method, as_tasks([model])), top_k=None)
+    layer, precisions = task.options["layer"], None
+    if layer == "auto":
+        sample = _measure(tables, plan, task, _draw(tables, model, source, LAYER_DOCUMENTS), None)
+        if sample:
+            layer, precisions = choose_layer(
+                np.stack([each.vectors for each in sample]), np.array([each.label for each in sample])
+            )
+        else:
+            layer = 0  # there will be no reference either
+    assert isinstance(layer, int)  # the plan's check saw to it
+    references = _measure(tables, plan, task, _draw(tables, model, source, MOST_DOCUMENTS), layer)
+    try:
+        index = ReferenceIndex.build(references, layer)
+    except MethodError as error:
+        raise MethodError(f"model {model.folder!r}: {error}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    # A name of its own: another job may be making the same index.
+    path = folder / f"{key}-{uuid.uuid4().hex[:8]}.safetensors"
+    index.save(path)
+    values = {
+        "neighbours_key": key, "model_digest": model.digest, "corpus_key": source.key, "n_references": len(references),
+        "layer": layer, "layer_precision": precisions, "path": str(path),
+    }  # fmt: skip
+    rows = tables.spark.createDataFrame([values], TABLES["neighbours"].schema)
+    tables.add_first(rows, "neighbours", unless=f"present.neighbours_key = {quote_text(key)}")
+
+
+def _draw(tables: Tables, model: ExplainedModel, source: Staged, most: int) -> DataFrame:
+    """Return the first documents by text digest, which is at random, as `reference_batches` takes them."""
+    known = "defect IS NULL"
+    if model.drawn is not None:
+        known += f" AND size(labels) > 0 AND {model.drawn.sql('text_digest')}"
+    staged = tables.read("staged").where(f"{source.where} AND {known}")
+    # Digests are sorted and copies dropped before the texts come along: there may be millions.
+    digests = staged.select("text_digest").distinct().orderBy("text_digest").limit(most)
+    drawn = staged.join(digests.hint("broadcast"), "text_digest", "left_semi").dropDuplicates(["text_digest"])
+    return drawn.selectExpr("text", "text_digest", "defect", f"array({model.split}) AS splits")
+
+
+def _measure(tables: Tables, plan: Plan, task: ExplainTask, documents: DataFrame, layer: int | None) -> list[Reference]:
+    """Return what executors make of documents, in an order that does not depend on them."""
+    tasks = max(1, -(-documents.count() // _TASK_DOCUMENTS))
+    ordered = documents.repartition(tasks, "text_digest").sortWithinPartitions("text_digest")
+    measuring = _measuring(task, layer, plan.execution.device, is_local(tables.spark))
+    rows = ordered.mapInArrow(measuring, REFERENCES_DDL).toArrow()
+    references = []
+    for text, label, foremost, vectors, *tokens in zip(*rows.columns, strict=True):
+        ids, words, scores = (each.values.to_numpy() for each in tokens)
+        states = vectors.values.flatten().to_numpy().reshape(len(vectors.values), -1)
+        references.append(Reference(text.as_py(), label.as_py(), foremost.as_py(), states, ids, words, scores))
+    return sorted(references, key=lambda each: (each.text, not each.foremost, each.label))
+
+
+def _measuring(
+    task: ExplainTask, layer: int | None, device: Literal["auto", "cpu", "gpu"], local: bool
+) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+    """Return the function that executors run; it closes over plain values only."""
+
+    def measure(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        return reference_batches(batches, task, layer, task_device(device, local))
+
+    return measure
