@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pyspark.sql import Row, SparkSession
 
-from core.models import CLUES, save_trainable
+from core.models import CLUES, save_classifier, save_trainable
 from lexplain.errors import MethodError
 from lexplain.neighbours import ReferenceIndex
 from lexplain.pipeline import Run
@@ -23,6 +23,7 @@ OPTIONS = {"base": "saliency", "sign": "gradient_x_input", "quantile": 0.5}
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("neighbours")
     save_trainable(folder / "base")
+    save_classifier(folder / "ready", "bert", labels=sorted(CLUES))
     write_json(folder / "training.jsonl", plant(120, seed=1))
     write_json(folder / "corpus.jsonl", plant(60, seed=2))
     return folder
@@ -114,10 +115,10 @@ def test_the_sql_function_compares_with_the_same_documents(spark: SparkSession, 
     )
 
 
-def test_models_that_were_brought_are_compared_with_the_corpus(spark: SparkSession, folder: Path, first: Run) -> None:
+def test_models_that_were_brought_are_compared_with_the_corpus(spark: SparkSession, folder: Path) -> None:
     source = {"path": str(folder / "corpus.jsonl"), "columns": {"doc_id": "doc_id", "labels": "labels"}}
     brought = plan(
-        folder, name="brought", corpus=source, models={"uris": [first.models[0].folder], "corpus": "unseen"},
+        folder, name="brought", corpus=source, models={"uris": [str(folder / "ready")], "corpus": "unseen"},
         method={"id": "lafa", "options": OPTIONS | {"layer": 2, "neighbours": 3}},
     )  # fmt: skip
     del brought["training"]
@@ -128,10 +129,10 @@ def test_models_that_were_brought_are_compared_with_the_corpus(spark: SparkSessi
     assert find_neighbours(run.tables, run.plan, run.find_method, run.models) == run.models
 
 
-def test_no_document_with_a_label_is_told(spark: SparkSession, folder: Path, first: Run) -> None:
+def test_no_document_with_a_label_is_told(spark: SparkSession, folder: Path) -> None:
     write_json(folder / "empty.jsonl", [{"doc_id": "1", "text": "...", "labels": ["sport"]}])
     source = {"path": str(folder / "empty.jsonl"), "columns": {"doc_id": "doc_id", "labels": "labels"}}
-    models = {"uris": [first.models[0].folder], "corpus": "unseen"}
+    models = {"uris": [str(folder / "ready")], "corpus": "unseen"}
     empty = plan(folder, name="empty", corpus=source, models=models, limits={"rejected_share": None})
     del empty["training"]
     with pytest.raises(MethodError, match=r"model .*references=0 documents"):

@@ -32,7 +32,7 @@ _SMALLEST_WIDTH = 0.01
 # The probability is squeezed into (0, 1), so that its logarithms and their slopes stay finite.
 _SQUEEZE, _SQUEEZE_OFFSET = 0.99999, 5e-6
 _CHECK_STEPS = 50
-_TYPICAL_STEPS = 250
+_TYPICAL_STEPS = 400
 # Numbers in a (rows, U, U) tensor: 64 MB of float64
 _KERNEL_NUMBERS = 2**23
 
@@ -56,7 +56,7 @@ def _need_probability(network: nn.Module, options: Mapping[str, object]) -> None
 
 
 def _tell_cost(options: Mapping[str, Any], tokens: int) -> float:
-    """Return a typical cost: the mask of most texts settles long before the last step."""
+    """Return a typical cost: the mask of most texts settles before the last step."""
     terms = sum(options[name] > 0 for name in ("sufficiency", "comprehensiveness"))
     return float(2 * terms * min(options["steps"], _TYPICAL_STEPS) + 2)
 
