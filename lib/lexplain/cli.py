@@ -426,7 +426,10 @@ def explain_command(
         try:
             for title, explanation in _explain_text(text, model, methods, label, top):
                 words = [(word.start, word.end, score) for word, score in explanation.words]
-                said = f"{title}  {explanation.label}  probability {explanation.probability:.3f}"
+                sure = explanation.probability
+                said = f"{title}  {explanation.label}  " + (
+                    f"output {explanation.target_score:.3f}" if sure is None else f"probability {sure:.3f}"
+                )
                 print_explanation(terminal.console, said, text, words)
         except (MethodError, ModelError, DocumentError) as error:
             terminal.fail(error, BAD_PLAN)

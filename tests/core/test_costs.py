@@ -26,6 +26,9 @@ CHANGES: dict[str, list[dict[str, Any]]] = {
     "captum.gradient_shap.v1": [{}, {"n_samples": 7}],
     "captum.lime.v1": [{"n_samples": 30}],
     "captum.shapley_value_sampling.v1": [{}, {"n_samples": 2}],
+    "sequential_integrated_gradients.v1": [{}, {"nodes": 3, "rule": "midpoint"}],
+    "discretized_integrated_gradients.v1": [{"neighbours": 5}, {"neighbours": 5, "steps": 4, "factor": 2}],
+    "uniform_discretized_integrated_gradients.v1": [{"neighbours": 5}],
 }  # fmt: skip
 
 # These decide themselves when to stop: what they can cost at most, from their options.
@@ -33,11 +36,12 @@ MOST: dict[str, Any] = {
     "integrated_gradients.v1": lambda options: (
         2 * options["max_nodes"] * (4 if options["unconverged"] == "more" else 1)
     ),
-    "marc.v1": lambda options: 4 * options["steps"] + 2,
+    "marc.v1": lambda options: 4 * options["steps"] + 4,
 }
 STEERED: list[tuple[str, dict[str, Any]]] = [
     ("integrated_gradients.v1", {}), ("integrated_gradients.v1", {"max_nodes": 16}),
     ("integrated_gradients.v1", {"tolerance": 0.2}), ("marc.v1", {"steps": 120}), ("marc.v1", {"steps": 60, "sufficiency": 0.0}),
+    ("marc.v1", {"steps": 20, "sign": "gradient_x_input"}),
 ]  # fmt: skip
 
 
@@ -61,7 +65,7 @@ def count(shelf: Shelf, name: str, options: Mapping[str, Any]) -> int:
 FIXED = [
     (name, options)
     for name, method in sorted(METHODS.items())
-    if method.package is None and method.cost is not None
+    if method.package is None and method.prepares(method.complete_options({})) != "neighbours"  # see test_neighbours.py
     for options in CHANGES.get(name, [] if name in MOST else [{}])
 ]
 

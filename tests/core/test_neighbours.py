@@ -229,6 +229,19 @@ def test_weight_0_is_the_base_method(shelf: Shelf, base: str, sign: str) -> None
     explainer(classifier, made, dataclasses.replace(LAFA, function=with_base), **asked).explain(TEXTS)
 
 
+@pytest.mark.parametrize("options", [{"base": "saliency"}, {"samples": 3}])
+def test_the_declared_cost_is_what_is_counted(shelf: Shelf, options: dict[str, Any]) -> None:
+    classifier = shelf.classifier("bert")
+    explaining = explainer(classifier, index(classifier, **options), **options)
+    with count_passes(classifier) as passes:
+        ((found,),) = explaining.explain([LINES[0]])
+    assert found.n_windows == 1
+    assert LAFA.cost is not None
+    declared = LAFA.cost(LAFA.complete_options(options), found.n_tokens)
+    # less the prediction, and the pass that hidden states are read from, which never reaches the logits
+    assert declared - 1 == passes.sequences - 1 + passes.backward_sequences
+
+
 def test_a_text_without_neighbours_has_its_base_scores(shelf: Shelf) -> None:
     """Its own text is none, though it is in the index, and nothing is nearer than the smallest distance of all."""
     classifier = shelf.classifier("bert")

@@ -6,7 +6,7 @@ Shape letters: B rows, S tokens of the padded length, D embedding, m anchors a t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -24,8 +24,13 @@ def _needs_anchors(options: Mapping[str, object]) -> Literal["anchors"]:
     return "anchors"
 
 
+def _tell_cost(options: Mapping[str, Any], tokens: int) -> float:
+    """Return forward-equivalents: a gradient at each point of the path but the last, and F(baseline)."""
+    return float(2 * 2 ** options["factor"] * (options["steps"] + 1) + 1)
+
+
 @method(
-    version=1, signed=True, cite="sanyal2021discretized", ranges=_RANGES, prepares=_needs_anchors,
+    version=1, signed=True, cite="sanyal2021discretized", ranges=_RANGES, prepares=_needs_anchors, cost=_tell_cost,
     presets={"dig-2021": {"steps": 30, "factor": 0, "neighbours": 500, "strategy": "greedy", "baseline": "pad", "target": "max"}},
 )  # fmt: skip
 def discretized_integrated_gradients(
@@ -63,7 +68,7 @@ def discretized_integrated_gradients(
 
 
 @method(
-    version=1, signed=True, cite="roy2024uniform", ranges=_RANGES, prepares=_needs_anchors,
+    version=1, signed=True, cite="roy2024uniform", ranges=_RANGES, prepares=_needs_anchors, cost=_tell_cost,
     presets={
         "udig-2024": {"steps": 30, "neighbours": 50, "factor": 1, "strategy": "maxcount", "baseline": "mask"},
         "udig-2024-bert": {"steps": 30, "neighbours": 50, "factor": 2, "strategy": "greedy", "baseline": "mask"},

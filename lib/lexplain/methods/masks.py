@@ -58,7 +58,7 @@ def _need_probability(network: nn.Module, options: Mapping[str, object]) -> None
 def _tell_cost(options: Mapping[str, Any], tokens: int) -> float:
     """Return a typical cost: the mask of most texts settles before the last step."""
     terms = sum(options[name] > 0 for name in ("sufficiency", "comprehensiveness"))
-    return float(2 * terms * min(options["steps"], _TYPICAL_STEPS) + 2)
+    return float(2 * terms * min(options["steps"], _TYPICAL_STEPS) + 2 + 2 * (options["sign"] != "none"))
 
 
 @method(

@@ -49,9 +49,14 @@ def check_layers(model: Any, options: Mapping[str, Any]) -> None:
         )
 
 
+def _tell_cost(options: Mapping[str, Any], tokens: int) -> float:
+    """Return forward-equivalents: the base method, F(baseline), and the hidden states; the index is made before."""
+    return float(2 * (options["samples"] if options["base"] == "smoothgrad" else 1) + 2)
+
+
 @method(
     version=1, signed=False, stochastic=True, cite="zhang2022locally", across=_check_across, fits=check_layers,
-    prepares=lambda options: "neighbours",
+    prepares=lambda options: "neighbours", cost=_tell_cost,
     ranges={
         "samples": (1, 1000), "noise": (0.0, 10.0), "layer": (0, 1000), "neighbours": (1, 1000), "quantile": (0.0, 1.0),
         "weight": (0.0, 1e6),

@@ -20,6 +20,7 @@ _VISIT_POINTS = 65_536
 @method(
     version=1, signed=True, cite="enguehard2023sequential", ranges={"nodes": (2, 2000)},
     presets={"sig-2023": {"rule": "gauss_legendre", "nodes": 50, "baseline": "mask"}},
+    cost=lambda options, tokens: 2 * options["nodes"] * tokens + 1,
 )  # fmt: skip
 def sequential_integrated_gradients(
     evaluate: Evaluate, inputs: Inputs, *, rule: FixedRule = "gauss_legendre", nodes: int = 50, baseline: str = "mask"
