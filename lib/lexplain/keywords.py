@@ -440,7 +440,9 @@ def _select_documents(
     """Return (labels, words): a document's classes and words, each once; a document comes once for each class."""
     published = plan.keywords.word_rule == "sacx-2022"
     if labelled is None or unit is PHRASES:
-        words = f"transform({unit.ranked}, w -> {strip_word('w.word') if published else 'w.word'})"
+        words = f"({unit.ranked}).word"
+        if published:
+            words = f"transform({words}, word -> {strip_word('word')})"
         counts = f"status = 'explained' AND probability > {plan.keywords.probability!r}D"
         if unit is PHRASES:
             counts = is_evidence(_policy_literal(plan))
