@@ -8,10 +8,10 @@ BENCH_READY := $(VENV)/.bench-ready
 PIP := $(BIN)/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-core test-spark lint bench clean
+.PHONY: help setup demo test test-core test-spark lint bench bench-methods clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## create the environment, install the pinned dependencies, fetch the Delta JARs once
 
@@ -50,6 +50,9 @@ $(BENCH_READY): $(READY)
 
 bench: $(BENCH_READY)  ## attribution beside captum and SHAP, hours with the defaults; settings: make bench BENCH='--documents 4'
 	@PYTHONPATH=tests $(BIN)/python -m bench.attribution $(BENCH)
+
+bench-methods: $(BENCH_READY)  ## each method as a Spark job, hours with the defaults; make bench-methods BENCH='--documents 20'
+	@PYTHONPATH=tests $(BIN)/python -m bench.methods $(BENCH)
 
 clean:  ## remove the environment and the demo's folder
 	rm -rf $(VENV) lexplain-demo
