@@ -140,12 +140,7 @@ class Explainer:
                                     "1"))  # fmt: skip
         if problems:
             raise PlanError(method.id, problems)
-        family = str(classifier.model.config.model_type)
-        if method.models and family not in method.models:
-            raise ModelError(
-                f"model_type={family!r} must be one of {', '.join(method.models)} for {method.id}. Its scores would have "
-                "followed the rules of other layers. Write one of these models, or another method."
-            )
+        method.check_network(classifier.model.config, method.complete_options(options))
         if label is not None and label not in classifier.labels:
             raise ModelError(
                 f"label={label!r} must be one of {', '.join(classifier.labels)}. Another label's words would have been "
@@ -155,7 +150,6 @@ class Explainer:
         self._classifier = classifier
         self._method = method
         self._options = method.complete_options(options)
-        method.fits(classifier.model, self._options)
         self._baseline = str(self._options.get("baseline", "pad"))  # a method without one reads none
         self._baseline_id = classifier.find_token(self._baseline)
         self._max_tokens, self._overlap, self._max_windows = max_tokens, overlap, max_windows

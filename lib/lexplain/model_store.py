@@ -16,6 +16,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 ProblemType = Literal["single_label", "multi_label", "binary", "regression"]
 """What a model's outputs are: a softmax, sigmoids, one logit, or a number."""
+
+# What DistilBERT's config calls otherwise.
+_ATTRIBUTES = {"n_layers": "num_hidden_layers", "dim": "hidden_size"}
 
 _READ_BYTES = 4 * 2**20
 
@@ -164,6 +168,23 @@ def read_outputs(names: Sequence[str], problem_type: str | None) -> tuple[Proble
     if len(labels) == 1:
         return "binary", (f"not {labels[0]}", labels[0])
     return "single_label", labels
+
+
+def read_config(folder: str, *, explained: bool) -> SimpleNamespace | None:
+    """Return the config of a local model folder, as far as methods ask for it; None where it cannot be read.
+
+    Args:
+        folder: A local path.
+        explained: As in `check_folder`.
+    """
+    try:
+        config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        return None
+    named = {_ATTRIBUTES.get(str(name), str(name)): value for name, value in config.items()}
+    return SimpleNamespace(**(named if explained else named | {"problem_type": None}))
 
 
 def check_folder(field: str, folder: str, *, max_tokens: int, explained: bool, allow_pickle: bool) -> Iterator[Problem]:

@@ -8,7 +8,6 @@ Spark starts, and reported together (`PlanError`).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import glob
 import os
@@ -18,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from lexplain.errors import MethodError, PlanError, Problem, redact
-from lexplain.model_store import check_folder
+from lexplain.errors import MethodError, ModelError, PlanError, Problem, redact
+from lexplain.model_store import check_folder, read_config
+from lexplain.presets import DEFAULT_METHOD, apply_presets
 from lexplain.settings import (
     Reading,
-    overlay,
     read_mapping,
     read_text,
     setting,
@@ -139,7 +138,7 @@ class Models:
 class MethodChoice:
     """The attribution method and its options, as the registry of methods knows them."""
 
-    id: str = setting("integrated_gradients", says="see `lexplain methods`")
+    id: str = setting(DEFAULT_METHOD, says="see `lexplain methods`")
     preset: str | None = setting(None, says="a named set of options of the method; options written out win")
     options: Mapping[str, Any] = setting(dict, says="options of the method")
     accuracy: Literal["document", "keywords"] = setting(
@@ -266,6 +265,9 @@ class Method(Protocol):
     def check(self, options: Mapping[str, object]) -> Sequence[Problem]:
         """Return what is wrong with the options."""
 
+    def check_network(self, config: Any, options: Mapping[str, object]) -> None:
+        """Raise ModelError where the method cannot explain a network of this config."""
+
     def complete_options(self, options: Mapping[str, object]) -> Mapping[str, object]:
         """Return the options with the defaults filled in."""
 
@@ -325,13 +327,13 @@ class Plan:
             PlanError: As `load`.
         """
         reading = Reading()
-        plan = reading.read(cls, _apply_presets(read_mapping(text, origin), find_method))
+        plan = reading.read(cls, apply_presets(read_mapping(text, origin), find_method))
         problems = reading.problems
         if folder is not None:
             plan = _absolute(plan, folder)
         problems += [one for one in _check_across(plan, find_method, reading.sure) if reading.sure(one.field)]
         if check_files:
-            problems += [one for one in _check_files(plan) if reading.sure(one.field)]
+            problems += [one for one in _check_files(plan, find_method) if reading.sure(one.field)]
         if problems:
             raise PlanError(origin, problems)
         return plan
@@ -355,49 +357,6 @@ class Plan:
     def to_yaml(self) -> str:
         """Return the plan with every default written out, credentials in URIs masked."""
         return write_yaml(self)
-
-
-# --- presets ------------------------------------------------------------------------------------------------
-
-_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "default": {},
-    # Roennqvist et al. 2022: the published aggregation, thresholds and quadrature.
-    "sacx-2022": {
-        "method": {"options": {"rule": "gauss_legendre", "nodes": 30, "baseline": "-"}},
-        "text": {"merge": "absmax"},
-        "keywords": {
-            "probability": 0.7,
-            "top_n": 20,
-            "word_rule": "sacx-2022",
-            "theta": 0.7,
-            "min_df": 5,
-            "max_classes": None,
-            "top": 100,
-        },
-    },
-}
-
-
-def _apply_presets(document: Mapping[str, Any], find_method: FindMethod) -> Mapping[str, Any]:
-    """Lay the plan's own keys over its method's preset's, and those over its own preset's."""
-    method = document.get("method")
-    named = method if isinstance(method, Mapping) else {}
-    name = named.get("id", MethodChoice().id)
-    options = None
-    if isinstance(name, str) and isinstance(named.get("preset"), str):
-        with contextlib.suppress(MethodError):  # reported by the checks that follow, as any wrong choice is
-            options = find_method(name).presets.get(named["preset"])
-    if options is not None:
-        document = overlay({"method": {"options": options}}, document)
-    preset = document.get("preset", "default")
-    if not isinstance(preset, str) or preset not in _PRESETS:
-        return document  # reported by the reader
-    below = _PRESETS[preset]
-    if isinstance(name, str) and name.partition(".")[0] != MethodChoice().id:
-        below = {
-            section: values for section, values in below.items() if section != "method"
-        }  # another method's options
-    return overlay(below, document)
 
 
 # --- rules across keys ----------------------------------------------------------------------------------------
@@ -537,7 +496,7 @@ def _check_sink(plan: Plan, sure: Sure) -> Iterator[Problem]:
                       "Write the tracking server's URI (databricks on Databricks), or enabled: false")  # fmt: skip
 
 
-def _check_files(plan: Plan) -> Iterator[Problem]:
+def _check_files(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
     """Check that local files are there, and models what they must be; a schema's plan may be written on another machine than it runs on."""
     if plan.sink.path is None:
         return
@@ -551,9 +510,32 @@ def _check_files(plan: Plan) -> Iterator[Problem]:
             if (where, path) in models:
                 yield from check_folder(where, path, max_tokens=plan.text.max_tokens, explained=where != "models.base",
                                         allow_pickle=plan.execution.allow_pickle)  # fmt: skip
+                yield from _check_network(plan, find_method, where, path)
         elif (where, path) in models or not glob.glob(path):  # Spark expands patterns, model folders have none
             yield Problem(where, path, "is not there", "The job would have failed after Spark had started",
                           "Write a path that exists; relative ones count from the plan's folder")  # fmt: skip
+
+
+def _check_network(plan: Plan, find_method: FindMethod, where: str, path: str) -> Iterator[Problem]:
+    """Check that the method can explain a local model, and that a network without weights of its own will learn."""
+    config = read_config(path, explained=where != "models.base")
+    if config is None:
+        return  # reported with the folder
+    if where == "models.base" and config.model_type == "textcnn" and plan.models.learning_rate is None:
+        yield Problem("models.learning_rate", None, f"must be written for a TextCNN, as {where}={path!r}",
+                      "At the rate that suits a pretrained encoder its drawn filters would have learned nothing",
+                      "Write learning_rate: 1.0e-2")  # fmt: skip
+    try:
+        method = find_method(plan.method.id)
+        if not method.check(plan.method.asked):
+            method.check_network(config, method.complete_options(plan.method.asked))
+    except MethodError:
+        return  # reported with the method
+    except ModelError as error:
+        rule, *silently, remedy = str(error).rstrip(".").split(". ")
+        yield Problem(
+            "method.id", plan.method.id, f"cannot explain {where}={path!r}: {rule}", ". ".join(silently), remedy
+        )
 
 
 def _is_local(path: str) -> bool:

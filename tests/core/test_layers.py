@@ -21,6 +21,7 @@ PARTS = ("methods", "preparation")  # folders whose modules form one part
 KERNEL: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("settings", "words", "splits", "model_store"),
+    ("presets",),
     ("plan",),
     ("keys", "template"),
     ("classifier", "textcnn", "calibration", "anchors", "neighbours"),
@@ -58,7 +59,7 @@ NARROW: dict[str, set[str]] = {
         "anchors",
         "neighbours",
     },  # a method sees tensors, never text, tokenizers or tables
-    "plan": {"errors", "settings", "model_store"},
+    "plan": {"errors", "settings", "model_store", "presets"},
     "words": {"errors"},
     "splits": {"errors"},
     "session": {"errors"},

@@ -2,9 +2,8 @@
 
 A method is one function and one decorator. It sees tensors, never text, tokenizers or tables:
 
-    @method(version=1, complete=True, signed=True, cite="sundararajan2017axiomatic", ranges={"nodes": (2,
-    2000)}) def integrated_gradients(evaluate: Evaluate, inputs: Inputs, *, nodes: int = 50) -> Attribution:
-    ...
+    @method(version=1, complete=True, cite="sundararajan2017axiomatic", ranges={"nodes": (2, 2000)})
+    def integrated_gradients(evaluate: Evaluate, inputs: Inputs, *, nodes: int = 50) -> Attribution: ...
 
 Its keyword-only parameters are its options. A plan is checked against them before Spark starts, and the
 versioned id `integrated_gradients.v1` is stored in every row: a change that moves a number raises the
@@ -29,7 +28,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from lexplain.errors import MethodError, Problem
+from lexplain.errors import MethodError, ModelError, Problem
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,16 +47,8 @@ Preparation = Literal["calibration", "anchors", "neighbours"]
 """Kinds of what is made of a model and corpus before a run, each a module of `lexplain.preparation`."""
 
 _FAMILIES = (
-    "paths",
-    "sequential",
-    "discretized",
-    "gradients",
-    "neighbours",
-    "relevance",
-    "masks",
-    "controls",
-    "captum",
-)
+    "paths", "sequential", "discretized", "gradients", "neighbours", "relevance", "masks", "controls", "captum",
+)  # fmt: skip
 
 PLUGINS = "lexplain.methods"
 """Group of the entry points that name other packages' methods."""
@@ -282,7 +273,7 @@ class Method:
         options: By name, in the order of the signature.
         across: Takes the options that are not at their defaults, returns what is wrong between them.
         models: Types of models that it explains, as their config names them; empty: any.
-        fits: Takes a network and all options; raises ModelError where it cannot explain that network so.
+        fits: Takes a network's config and all options; raises ModelError where it cannot explain such a network so.
         presets: Named sets of options, as a paper or its code has them.
         prepares: Takes all options, returns what must be known of a model and corpus before a run: its kind, or None.
         batched: Rows share passes of the model; False: it explains one row after the other.
@@ -305,7 +296,7 @@ class Method:
     options: Mapping[str, Option]
     across: Callable[[Mapping[str, object]], list[Problem]]
     models: tuple[str, ...] = ()
-    fits: Callable[[nn.Module, Mapping[str, object]], None] = lambda model, options: None
+    fits: Callable[[Any, Mapping[str, Any]], None] = lambda config, options: None
     presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     prepares: Callable[[Mapping[str, object]], Preparation | None] = lambda options: None
     batched: bool = True
@@ -342,6 +333,24 @@ class Method:
             if name in self.options and value != self.options[name].default
         }
         return problems or self.across(changed)
+
+    def check_network(self, config: Any, options: Mapping[str, object]) -> None:
+        """Check that the method can explain a network.
+
+        Args:
+            config: Of the network, with attributes as transformers names them.
+            options: All options.
+
+        Raises:
+            ModelError: It cannot.
+        """
+        family = str(config.model_type)
+        if self.models and family not in self.models:
+            raise ModelError(
+                f"model_type={family!r} must be one of {', '.join(self.models)} for {self.id}. Its scores would have "
+                "followed the rules of other layers. Write one of these models, or another method."
+            )
+        self.fits(config, options)
 
     def is_signed(self, options: Mapping[str, object]) -> bool:
         """Tell whether scores tell evidence for a label from evidence against it, with the options that a plan gives.
@@ -384,7 +393,7 @@ def method(
     *, version: int, cite: str, complete: bool = False, signed: bool = True, stochastic: bool = False,
     mask: bool = False, models: tuple[str, ...] = (), ranges: Mapping[str, tuple[float, float]] | None = None,
     across: Callable[[Mapping[str, object]], list[Problem]] = lambda options: [],
-    fits: Callable[[nn.Module, Mapping[str, object]], None] = lambda model, options: None,
+    fits: Callable[[Any, Mapping[str, Any]], None] = lambda config, options: None,
     presets: Mapping[str, Mapping[str, object]] | None = None,
     prepares: Callable[[Mapping[str, object]], Preparation | None] = lambda options: None,
     name: str | None = None, batched: bool = True, cost: Cost | None = None, requires: tuple[str, ...] = (),
@@ -402,7 +411,7 @@ def method(
         mask: Scores are a mask in [0, 1].
         ranges: Smallest and largest value of an option, both allowed.
         across: Takes the options that are not at their defaults, returns what is wrong between them.
-        fits: Takes a network and all options; raises ModelError where it cannot explain that network so.
+        fits: Takes a network's config and all options; raises ModelError where it cannot explain such a network so.
         presets: Named sets of options, as a paper or its code has them.
         prepares: Takes all options, returns the kind of preparation that the method needs, or None.
         name: NAME, where it is not the function's.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from lexplain.errors import ModelError, Problem
 from lexplain.methods import Attribution, Evaluate, Inputs, method
@@ -45,9 +45,9 @@ def _check_across(options: Mapping[str, object]) -> list[Problem]:
     return []
 
 
-def _need_probability(network: nn.Module, options: Mapping[str, object]) -> None:
-    """Refuse a network whose output is no logit."""
-    if getattr(network.config, "problem_type", None) == "regression":
+def _need_probability(config: Any, options: Mapping[str, Any]) -> None:
+    """Refuse a network whose output is no logit; one that will be fine-tuned gets logits."""
+    if getattr(config, "problem_type", None) == "regression":
         raise ModelError(
             "method='marc' needs the probability of a class, and this model is a regression. A mask would have been fitted "
             "to the sigmoid of a number that is no logit. Write a method that explains any output, such as "

@@ -30,16 +30,16 @@ def _check_across(options: Mapping[str, object]) -> list[Problem]:
                     "It would have been ignored", f"Leave {name} out, or write base: smoothgrad") for name in unread]  # fmt: skip
 
 
-def check_layers(model: Any, options: Mapping[str, Any]) -> None:
+def check_layers(config: Any, options: Mapping[str, Any]) -> None:
     """Check that a network has the hidden layer that the options name.
 
     Raises:
         ModelError: It has not.
     """
-    layers = getattr(model.config, "num_hidden_layers", None)
+    layers = getattr(config, "num_hidden_layers", None)
     if layers is None:
         raise ModelError(
-            f"model_type={model.config.model_type!r} must have hidden layers for lafa. Documents could not have been "
+            f"model_type={config.model_type!r} must have hidden layers for lafa. Documents could not have been "
             "compared as the model sees them. Write a transformer, or method: smoothgrad."
         )
     if options["layer"] != "auto" and options["layer"] > layers:

@@ -1,0 +1,82 @@
+"""Methods and models that do not fit each other are told while the plan is checked, as the kernel would tell them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from core.models import FAMILIES, Shelf, save_trainable
+from core.test_gradients import explainer
+from lexplain.errors import MethodError, ModelError, PlanError
+from lexplain.methods import find_method
+from lexplain.plan import Plan
+
+METHODS: list[tuple[str, dict[str, Any]]] = [
+    ("lrp", {}), ("lrp", {"rule": "epsilon"}), ("lrp", {"rule": "attnlrp"}), ("lafa", {}), ("lafa", {"layer": 2}),
+    ("lafa", {"layer": 40}), ("marc", {}), ("captum.deep_lift", {}), ("saliency", {}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+    return Shelf(tmp_path_factory.mktemp("classifiers"))
+
+
+def check(folder: Path, model: Path, method: str, options: dict[str, Any], **models: Any) -> Plan:
+    (folder / "corpus.jsonl").write_text("{}\n", encoding="utf-8")
+    source = {"path": str(folder / "corpus.jsonl"), "columns": {"labels": "label"}}
+    plan = {
+        "name": "fit", "corpus": source, "method": {"id": method, "options": options},
+        "models": models or {"uris": [str(model)], "corpus": "unseen"},
+        "text": {"max_tokens": 24, "overlap": 4}, "sink": {"path": str(folder / "tables")},
+    }  # fmt: skip
+    if models:
+        plan["training"] = source
+    return Plan.parse(yaml.safe_dump(plan), find_method, folder=folder)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "textcnn"])
+@pytest.mark.parametrize(("method", "options"), METHODS)
+def test_a_plan_is_refused_where_the_kernel_would_refuse(
+    shelf: Shelf, tmp_path: Path, family: str, method: str, options: dict[str, Any]
+) -> None:
+    refused = None
+    try:
+        explainer(shelf.classifier(family), find_method(method), **options)
+    except (ModelError, MethodError) as error:
+        refused = str(error)
+    if refused is None:
+        check(tmp_path, shelf.folder(family), method, options)
+        return
+    with pytest.raises(PlanError) as caught:
+        check(tmp_path, shelf.folder(family), method, options)
+    (problem,) = caught.value.problems
+    assert problem.field == "method.id"
+    assert refused.split(". ")[0] in problem.rule
+
+
+def test_a_regression_has_no_rationale(shelf: Shelf, tmp_path: Path) -> None:
+    folder = shelf.folder("bert", labels=["price"], problem_type="regression")
+    check(tmp_path, folder, "saliency", {})
+    with pytest.raises(PlanError, match="regression"):
+        check(tmp_path, folder, "marc", {})
+
+
+def test_a_base_model_is_what_it_will_be_fine_tuned_to(shelf: Shelf, tmp_path: Path) -> None:
+    regression = shelf.folder("bert", labels=["price"], problem_type="regression")
+    check(tmp_path, regression, "marc", {}, base=str(regression))
+    with pytest.raises(PlanError, match="epsilon"):
+        check(tmp_path, regression, "lrp", {"rule": "epsilon"}, base=str(regression))
+
+
+def test_a_textcnn_says_at_which_rate_it_learns(shelf: Shelf, tmp_path: Path) -> None:
+    folder = str(shelf.folder("textcnn"))
+    with pytest.raises(PlanError) as caught:
+        check(tmp_path, tmp_path, "saliency", {}, base=folder)
+    assert [problem.field for problem in caught.value.problems] == ["models.learning_rate"]
+    check(tmp_path, tmp_path, "saliency", {}, base=folder, learning_rate=0.01)
+    save_trainable(tmp_path / "base")
+    check(tmp_path, tmp_path, "saliency", {}, base=str(tmp_path / "base"))
