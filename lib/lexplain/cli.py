@@ -485,7 +485,15 @@ def _choose_methods(listed: str) -> list[tuple[Method, Mapping[str, object], str
                 f"Write {f'one of {known}' if known else name}."
             )
             continue
-        promises = "" if method.signed else "  (no sign: how much, not for or against)"
+        if method.prepares(method.complete_options(method.presets.get(preset, {}))) == "neighbours":
+            refused.append(
+                f"method={method.id!r} compares a text with other documents, and there are none here. It would have "
+                f"explained nothing. Write smoothgrad, or a plan with {method.name}."
+            )
+            continue
+        promises = (
+            "" if method.is_signed(method.presets.get(preset, {})) else "  (no sign: how much, not for or against)"
+        )
         chosen.append(
             (method, method.presets.get(preset, {}), f"{method.id}{f' {preset}' if preset else ''}{promises}")
         )

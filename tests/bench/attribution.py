@@ -335,14 +335,15 @@ def find_model(cache: Path, documents: Sequence[dict[str, str]]) -> Path:
     return folder
 
 
-def describe_run(arguments: argparse.Namespace, digest: str, peak: float) -> dict[str, Any]:
+def describe_run(
+    arguments: argparse.Namespace, digest: str, peak: float, packages: Sequence[str], settings: dict[str, Any]
+) -> dict[str, Any]:
     def git(*words: str) -> str:
         here = Path(__file__).parent
         return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False).stdout.strip()
 
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     names = {line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith("model name")}
-    packages = ["torch", "transformers", "captum", "numpy", *(["shap"] if arguments.shap_documents else [])]
     return {
         "machine": {
             "cores": os.cpu_count(), "threads": torch.get_num_threads(), "cpu": ", ".join(sorted(names)),
@@ -352,7 +353,7 @@ def describe_run(arguments: argparse.Namespace, digest: str, peak: float) -> dic
         "commit": git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain") else ""),
         "model_digest": digest,
         "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-        | {"budget_tokens": BUDGET_TOKENS, "tolerance": TOLERANCE, "calibration_documents": SAMPLE_DOCUMENTS},
+        | settings,
     }  # fmt: skip
 
 
@@ -470,7 +471,9 @@ def main(words: Sequence[str] | None = None) -> None:
         raise SystemExit(f"problem={classifier.problem!r} must be single_label: captum's loops explain plain logits.")
     unseen = [each["text"] for each in documents[TRAINING_DOCUMENTS + HELD_OUT_DOCUMENTS :]]
     texts, sample = unseen[: arguments.documents], unseen[arguments.documents :][:SAMPLE_DOCUMENTS]
-    record: dict[str, Any] = describe_run(arguments, digest, peak) | {"sizes": {}}
+    packages = ["torch", "transformers", "captum", "numpy", *(["shap"] if arguments.shap_documents else [])]
+    settings = {"budget_tokens": BUDGET_TOKENS, "tolerance": TOLERANCE, "calibration_documents": SAMPLE_DOCUMENTS}
+    record: dict[str, Any] = describe_run(arguments, digest, peak, packages, settings) | {"sizes": {}}
     figures: list[Figures] = []
     for max_tokens in arguments.max_tokens:
         autograd = measure_autograd(classifier, MatrixCost.of(classifier), max_tokens)

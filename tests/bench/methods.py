@@ -41,11 +41,11 @@ class Figures:
 
     Attributes:
         method: Its id.
-        documents: Documents explained.
-        seconds: Of the attribution stage, the pilot's share taken off where it prepared something.
-        documents_per_second: Of the attribution stage.
-        days_per_million: For a million such documents and one model, on this machine.
-        preparation_seconds: Of the pilot, beyond what its documents took: model loads, calibrations, anchor paths.
+        documents: Documents of the job; those that were rejected among them.
+        seconds: Of the attribution stage, without its preparation.
+        documents_per_second: Of the attribution stage, without its preparation.
+        days_per_million: For a million such documents and one model, on this machine, without the preparation.
+        preparation_seconds: Of the job, beside that: calibrations, anchor paths, reference documents, the ledger.
         rejected: Documents that could not be explained.
         keywords: The first keywords of each class.
         refusal: Why the job did not run; None if it did.
@@ -94,12 +94,12 @@ def run_job(spark: SparkSession, plan: Plan) -> tuple[Run, float]:
 def measure_method(
     spark: SparkSession, method: str, model: Path, corpus: Path, folder: Path, arguments: argparse.Namespace
 ) -> Figures:
-    """Pilot, then the job itself, in sinks of their own; the second finds no preparation of the first."""
+    """Pilot, then the job itself, in sinks of their own; the workers are warm by then."""
     figures = Figures(method)
     try:
-        pilot = run_job(spark, make_plan(method, model, corpus, folder / "pilot", arguments, arguments.pilot))[1]
-        again = run_job(spark, make_plan(method, model, corpus, folder / "again", arguments, arguments.pilot))[1]
-        rate = arguments.pilot / min(pilot, again)
+        run_job(spark, make_plan(method, model, corpus, folder / "cold", arguments, arguments.pilot))
+        pilot = run_job(spark, make_plan(method, model, corpus, folder / "pilot", arguments, arguments.pilot))[0]
+        rate = pilot.record["documents_per_second"] or 1.0
         limit = max(arguments.pilot, min(arguments.documents, int(rate * 60 * arguments.minutes)))
         run, seconds = run_job(spark, make_plan(method, model, corpus, folder / "job", arguments, limit))
     except ExplainError as error:
@@ -110,11 +110,11 @@ def measure_method(
     keywords: dict[str, list[str]] = {}
     for row in rows:
         keywords.setdefault(row["label"], []).append(row["word"])
-    figures.documents, figures.seconds = limit, seconds
-    figures.documents_per_second = limit / seconds
-    figures.days_per_million = 1e6 * seconds / limit / 86_400
-    figures.preparation_seconds = max(0.0, min(pilot, again) - arguments.pilot * seconds / limit)
-    figures.rejected = counts.get("rejected", 0)
+    rate = run.record["documents_per_second"]
+    figures.documents, figures.rejected = sum(counts.values()), counts.get("rejected", 0)
+    figures.documents_per_second, figures.days_per_million = rate, 1e6 / rate / 86_400
+    figures.seconds = counts["explained"] / rate
+    figures.preparation_seconds = max(0.0, seconds - figures.seconds)
     figures.keywords = {label: words[:5] for label, words in keywords.items()}
     return figures
 
@@ -177,8 +177,8 @@ def main(words: Sequence[str] | None = None) -> None:
         if model is None:
             corpus = folder / "bbc.jsonl"
             model = find_model(arguments.cache, write_bbc(corpus))
-        arguments.shap_documents = 0
-        record: dict[str, Any] = describe_run(arguments, digest_folder(model), measure_peak())
+        packages = ["torch", "transformers", "numpy", "pyspark", "delta-spark"]
+        record: dict[str, Any] = describe_run(arguments, digest_folder(model), measure_peak(), packages, {})
         spark = open_session("lexplain benchmark of the methods")
         try:
             figures: list[Figures] = []

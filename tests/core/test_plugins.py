@@ -237,3 +237,36 @@ def test_the_examples_scores_are_what_it_says(
         np.testing.assert_allclose(
             [score for _, score in outcome.words], [score for _, score in alone.words], atol=1e-5
         )
+
+
+@pytest.mark.parametrize(
+    ("signature", "said"),
+    [
+        ("*, share: float", r"option 'share' of plugged\.v1 must have a default"),
+        ("*, share=0.5", r"option 'share' of plugged\.v1 must have a default, and a type"),
+        ("*, share: list[str] = []", r"option 'share' of plugged\.v1 must have a default, and a type"),
+    ],
+)
+def test_options_that_no_plan_can_write_are_refused(install: Install, signature: str, said: str) -> None:
+    install("plugged", code("plugged").replace("*, size: int = 1", signature))
+    with pytest.raises(MethodError, match=said):
+        find_method("plugged")
+
+
+@pytest.mark.parametrize(
+    ("decorated", "said"),
+    [
+        ("cost=lambda options, tokens: options['nope']", "KeyError: 'nope'"),
+        ("prepares=lambda options: 'neighbours'", "has `prepares`, which serves lexplain's own methods alone"),
+    ],
+)
+def test_what_would_fail_later_is_refused_at_once(install: Install, decorated: str, said: str) -> None:
+    install("plugged", code("plugged").replace("cite='none'", f"cite='none', {decorated}"))
+    with pytest.raises(MethodError, match=re.escape(said)):
+        find_method("plugged")
+
+
+def test_a_broken_plugin_of_another_name_is_told_as_well(install: Install) -> None:
+    install("plugged", "import no_such_module\n")
+    with pytest.raises(MethodError, match="'leave_one_in' is no known method.*No module named 'no_such_module'"):
+        find_method("leave_one_in")

@@ -18,17 +18,15 @@ that registers them. They are imported when a name is looked up that is none of 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import importlib.metadata
-import inspect
-import math
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from lexplain.errors import MethodError, ModelError, Problem
+from lexplain.methods.options import Option, read_options, suggest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -237,23 +235,8 @@ class Attribution:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option of a method.
-
-    Attributes:
-        type: A type hint: str, int, float, bool, a Literal, or a union of these with None.
-        default: Its value when the plan leaves it out.
-        range: Smallest and largest value, both allowed; None when any is.
-    """
-
-    type: object
-    default: object
-    range: tuple[float, float] | None = None
-
-    def describe(self) -> str:
-        """Return which values it takes, as a plan's reader would say it."""
-        return _describe(self.type)
+def _need_nothing(options: Mapping[str, object]) -> None:
+    """Say that a method needs no preparation, whatever its options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +281,7 @@ class Method:
     models: tuple[str, ...] = ()
     fits: Callable[[Any, Mapping[str, Any]], None] = lambda config, options: None
     presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
-    prepares: Callable[[Mapping[str, object]], Preparation | None] = lambda options: None
+    prepares: Callable[[Mapping[str, object]], Preparation | None] = _need_nothing
     batched: bool = True
     cost: Cost | None = None
     requires: tuple[str, ...] = ()
@@ -363,7 +346,7 @@ class Method:
         """Return all options: defaults filled in, and whole numbers made float where the option is one."""
         completed = {name: options.get(name, option.default) for name, option in self.options.items()}
         for name, value in completed.items():
-            if type(value) is int and not _accepts(self.options[name].type, value, exact=True):
+            if type(value) is int and not self.options[name].accepts(value, exact=True):
                 completed[name] = float(value)  # 1 and 1.0 are one option value, so they must give one key
         return completed
 
@@ -373,10 +356,10 @@ class Method:
         if option is None:
             known = ", ".join(self.options) or "none"
             return [Problem(field, value, f"is no option of {self.id}", "It would have been ignored",
-                            f"Write {_suggest(name, self.options) or known}")]  # fmt: skip
+                            f"Write {suggest(name, self.options) or known}")]  # fmt: skip
         consequence = "The scores would not have been those of the method"
-        if not _accepts(option.type, value):
-            rule = f"must be {_describe(option.type)}"
+        if not option.accepts(value):
+            rule = f"must be {option.describe()}"
             return [Problem(field, value, rule, consequence, f"Write {name}: {option.default}, or leave it out")]
         if option.range is not None and isinstance(value, int | float):
             low, high = option.range
@@ -395,7 +378,7 @@ def method(
     across: Callable[[Mapping[str, object]], list[Problem]] = lambda options: [],
     fits: Callable[[Any, Mapping[str, Any]], None] = lambda config, options: None,
     presets: Mapping[str, Mapping[str, object]] | None = None,
-    prepares: Callable[[Mapping[str, object]], Preparation | None] = lambda options: None,
+    prepares: Callable[[Mapping[str, object]], Preparation | None] = _need_nothing,
     name: str | None = None, batched: bool = True, cost: Cost | None = None, requires: tuple[str, ...] = (),
     note: str = "",
 ) -> Callable[[Function], Function]:  # fmt: skip
@@ -421,23 +404,13 @@ def method(
         note: What a user has to know before choosing it, one sentence.
 
     Raises:
-        MethodError: The id is taken, a range names no option, or a preset's options are refused.
+        MethodError: The id is taken, an option has no default or a type that no plan can write, a range names no option,
+            or a preset's options are refused.
     """
 
     def register(function: Function) -> Function:
-        hints = get_type_hints(function)
-        ranged = dict(ranges or {})
-        options = {
-            parameter.name: Option(hints[parameter.name], parameter.default, ranged.pop(parameter.name, None))
-            for parameter in inspect.signature(function).parameters.values()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        }
         identity = f"{name or function.__name__}.v{version}"
-        if ranged:
-            raise MethodError(
-                f"ranges={sorted(ranged)!r} of {identity} must name options. They would never have been "
-                f"checked. Write names out of {', '.join(options) or 'none'}."
-            )
+        options = read_options(function, identity, ranges or {})
         if identity in _registered:
             raise MethodError(
                 f"method={identity!r} must be registered once. Rows of two methods would have shared one id. "
@@ -450,6 +423,8 @@ def method(
         for preset, values in registered.presets.items():
             if problems := registered.check(values):
                 raise MethodError(f"preset={preset!r} of {identity} is refused. {problems[0]}")
+        if cost is not None:
+            cost(registered.complete_options({}), 128)  # what fails here would fail in every listing
         _registered[identity] = registered
         return function
 
@@ -498,11 +473,12 @@ def _unknown(name: str) -> MethodError:
     for plugin, reason in _plugins.items():
         if reason is not None and plugin.name in (name, name.rpartition(".v")[0]):
             return MethodError(f"method={name!r} cannot be had. {reason}")
+    refused = "".join(f" {reason}" for reason in _plugins.values() if reason is not None)
     names = {method.name for method in _registered.values()}
-    suggestion = _suggest(name, [*names, *_registered])
+    suggestion = suggest(name, [*names, *_registered])
     return MethodError(
         f"method={name!r} is no known method. Nothing would have been explained. "
-        f"Write {f'{suggestion}, or another ' if suggestion else 'one '}of: {', '.join(sorted(_registered))}."
+        f"Write {f'{suggestion}, or another ' if suggestion else 'one '}of: {', '.join(sorted(_registered))}.{refused}"
     )
 
 
@@ -540,6 +516,8 @@ def _load_plugin(plugin: importlib.metadata.EntryPoint) -> str | None:
         taken = sorted(identity for identity, one in new.items() if one.name in ours)
         if taken:
             raise MethodError(f"{', '.join(taken)} has the name of a method of lexplain")
+        if needy := sorted(identity for identity, one in new.items() if one.prepares is not _need_nothing):
+            raise MethodError(f"{', '.join(needy)} has `prepares`, which serves lexplain's own methods alone")
     except Exception as error:  # whatever a plug-in stumbles over is its own, not the others'
         _registered.clear()
         _registered.update(before)
@@ -556,37 +534,3 @@ def _load_plugin(plugin: importlib.metadata.EntryPoint) -> str | None:
 
 def _distribution(plugin: importlib.metadata.EntryPoint) -> str:
     return "unknown" if plugin.dist is None else f"{plugin.dist.name} {plugin.dist.version}"
-
-
-def _accepts(hint: object, value: object, *, exact: bool = False) -> bool:
-    """Tell whether a value fits a type hint; a whole number fits a float, unless `exact`."""
-    origin = get_origin(hint)
-    if origin is Literal:
-        return any(value == member and type(value) is type(member) for member in get_args(hint))
-    if origin in (Union, types.UnionType):
-        return any(_accepts(member, value, exact=exact) for member in get_args(hint))
-    if hint is float:
-        number = isinstance(value, float) or (type(value) is int and not exact)  # a bool is an int to Python
-        return number and math.isfinite(cast(float, value))
-    return value is None if hint in (None, type(None)) else type(value) is hint
-
-
-def _describe(hint: object) -> str:
-    """Return a type hint as a plan's reader would say it."""
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(str(member) for member in get_args(hint))}"
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_describe(member) for member in get_args(hint))
-    names: dict[object, str] = {
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        bool: "true or false",
-        type(None): "null",
-    }
-    return names[hint]
-
-
-def _suggest(name: str, known: Mapping[str, object] | list[str]) -> str | None:
-    matches = difflib.get_close_matches(name, list(known), n=1)
-    return matches[0] if matches else None

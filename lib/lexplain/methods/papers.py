@@ -9,7 +9,7 @@ _PAPERS = {
     "enguehard2023sequential": "Enguehard 2023",
     "lundberg2017unified": "Lundberg & Lee 2017",
     "ribeiro2016should": "Ribeiro et al. 2016",
-    "roy2024uniform": "Roy & Kundu 2024",
+    "roy2024uniform": "Sinha Roy & Kundu 2024",
     "sanyal2021discretized": "Sanyal & Ren 2021",
     "shrikumar2016not": "Shrikumar et al. 2016",
     "shrikumar2017learning": "Shrikumar et al. 2017",
