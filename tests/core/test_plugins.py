@@ -268,5 +268,5 @@ def test_what_would_fail_later_is_refused_at_once(install: Install, decorated: s
 
 def test_a_broken_plugin_of_another_name_is_told_as_well(install: Install) -> None:
     install("plugged", "import no_such_module\n")
-    with pytest.raises(MethodError, match="'leave_one_in' is no known method.*No module named 'no_such_module'"):
+    with pytest.raises(MethodError, match=r"'leave_one_in' is no known method.*No module named 'no_such_module'"):
         find_method("leave_one_in")
