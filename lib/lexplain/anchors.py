@@ -188,7 +188,8 @@ class AnchorFinder:
         """Return the anchors of words, (n, m), from the word's side to the baseline's.
 
         Where no candidate is left the path goes to the baseline word and stays. Special tokens are words like any
-        other, as published: paths may pass through them.
+        other, as published: paths may pass through them. No path passes through a word whose embedding is NaN or
+        infinite; its own goes to the baseline word at once.
 
         Args:
             token_ids: (n,), in any order.
@@ -202,7 +203,11 @@ class AnchorFinder:
         lacking = np.unique(token_ids[~self._known[token_ids]])
         if len(lacking):
             words = _Words(vocabulary(), self._rule)
-            self._paths[lacking] = words.walk(lacking) if self._rule.uniform else self._walk(lacking, words)
+            able = words.have_paths(lacking)
+            self._paths[lacking[~able]] = self._rule.baseline_id
+            if able.any():
+                walked = lacking[able]
+                self._paths[walked] = words.walk(walked) if self._rule.uniform else self._walk(walked, words)
             self._known[lacking] = True
         return self._paths[token_ids]
 
@@ -251,13 +256,24 @@ class _Words:
         self._embeddings = vocabulary
         self._rough = vocabulary.float()
         self._norms = self._rough.square().sum(-1)
-        size, width = vocabulary.shape
-        self._others = size if rule.uniform else size - 1  # a word is no neighbour of its own, but may be of a point
+        self._finite = self._norms.isfinite()
+        (size, width), finite = vocabulary.shape, int(self._finite.sum())
+        if finite < size:  # such words are infinitely far from all: 0 in products, as NaN would spread
+            self._rough = self._rough.masked_fill(~self._finite[:, None], 0.0)
+            self._norms = self._norms.masked_fill(~self._finite, torch.inf)
+        # a word is no neighbour of its own, but may be of a point
+        self._others = finite if rule.uniform else finite - 1
         self.count = min(rule.neighbours, self._others)
         self.together = max(1, _BLOCK_DISTANCES // size)
         # twice the bound of a float32 dot product's error, for both of the distances that are compared
-        self._rounding = float(self._norms.max()) * (width + 8) * 2.0**-22
+        self._rounding = float(self._norms[self._finite].max()) * (width + 8) * 2.0**-22 if finite else 0.0
         self._end = vocabulary[rule.baseline_id].double()
+
+    def have_paths(self, token_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell between which words and the baseline word distances are finite, (n,)."""
+        finite: NDArray[np.bool_] = self._finite.cpu().numpy()
+        found: NDArray[np.bool_] = finite[token_ids] & finite[self._rule.baseline_id]
+        return found
 
     def rank_neighbours(self, token_ids: NDArray[np.int64]) -> NDArray[np.int32]:
         """Return the neighbours of words, best next anchor first, (n, count); -1 for the baseline word."""

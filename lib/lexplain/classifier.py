@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -288,6 +289,15 @@ class Classifier:
         inputs = {"inputs_embeds": embeddings.to(self.dtype), "attention_mask": mask.long()}
         return self._forward(inputs, token_types)
 
+    def count_layers(self) -> int:
+        """Return how many hidden layers the model has, without what the first is given.
+
+        Raises:
+            ModelError: The model's layers are not where those of the known families are.
+        """
+        self._find_layers()
+        return int(self.model.config.num_hidden_layers)  # ALBERT's one layer counts as often as it is called
+
     @torch.no_grad()
     def pool_layers(self, embeddings: Tensor, mask: Tensor, token_types: Tensor | None) -> Tensor:
         """Return the mean over real tokens of each hidden layer, (B, layers + 1, H) float64; 0 is what the first is given.
@@ -304,16 +314,18 @@ class Classifier:
             Runs on: executor. Cost: one forward pass; no layer's states are kept. Hooks that read them are gone after.
         """
         pooled: list[Tensor] = []
+        thread = threading.get_ident()  # another one's passes of this model are not ours
 
         def keep(states: Tensor) -> None:
             pooled.append((states.double() * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
 
         def keep_given(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-            if not pooled:
+            if threading.get_ident() == thread and not pooled:
                 keep(given[0])
 
         def keep_made(layer: nn.Module, given: object, made: Tensor | tuple[Tensor, ...]) -> None:
-            keep(made if isinstance(made, Tensor) else made[0])
+            if threading.get_ident() == thread:
+                keep(made if isinstance(made, Tensor) else made[0])
 
         layers = self._find_layers()
         # transformers' own output_hidden_states leaves hooks behind

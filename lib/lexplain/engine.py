@@ -448,11 +448,13 @@ class Explainer:
         token_scores = target.token_scores
         if self._method.mask:  # a word has the mean of its tokens, by the characters that they share
             counts = merge_tokens(words, offsets, np.ones_like(token_scores), document.text, rule="sum")[0]
-            counts = np.maximum(counts, 1e-9)
+            # windows may differ in the sign of a token, and their masks must not fade each other
+            token_scores = np.copysign(target.token_sizes, token_scores)
             sums, other = merge_tokens(words, offsets, token_scores, document.text, rule="sum")
             sizes = merge_tokens(words, offsets, target.token_sizes, document.text, rule="sum")[0]
-            word_scores = sums / counts
-            found = find_spans(sizes / counts, word_scores)
+            masks = sizes / np.maximum(counts, 1e-9)
+            word_scores = np.copysign(masks, sums)
+            found = find_spans(masks, word_scores)
             spans = [(words[span.start : span.stop], span.score) for span in found]
         else:
             spans = []

@@ -154,10 +154,8 @@ class Evaluation:
         """Return what each hidden layer holds of each row, (B, layers + 1, H), see `lexplain.methods.Evaluate`."""
         inputs, windows = self._inputs, self._windows
         first, window_of = np.unique(windows, return_index=True, return_inverse=True)[1:]
-        config = self._classifier.model.config
-        found = inputs.x.new_full(
-            (len(first), config.num_hidden_layers + 1, config.hidden_size), math.nan, dtype=torch.float64
-        )
+        shape = len(first), self._classifier.count_layers() + 1, self._classifier.model.config.hidden_size
+        found = inputs.x.new_full(shape, math.nan, dtype=torch.float64)
 
         def compute(chunk: NDArray[np.int64]) -> None:
             rows = torch.from_numpy(first[chunk]).to(inputs.x.device)

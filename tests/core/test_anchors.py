@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,35 @@ def test_many_equal_words_are_taken_by_number(uniform: bool) -> None:
 
 
 @pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
+def test_a_word_that_is_not_finite_is_nobodys_candidate(
+    uniform: bool, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All others have the anchors that they have without it, and as few words are looked at closely."""
+    vocabulary = torch.randn(400, 4, generator=torch.Generator().manual_seed(4))
+    broken = torch.cat([vocabulary, vocabulary[:2]])
+    broken[400, 2], broken[401] = value, value
+    looks: list[int] = []
+    order = module._Words._order
+
+    def spy(self: Any, candidates: Tensor, *points: Tensor) -> Tensor:
+        looks.append(candidates.shape[1])
+        return order(self, candidates, *points)
+
+    monkeypatch.setattr(module._Words, "_order", spy)
+    rule = AnchorRule(BASELINE, steps=5, neighbours=6, strategy="greedy", uniform=uniform)
+    expected = find(vocabulary, np.arange(400), rule)
+    shortest = max(looks)
+    looks.clear()
+    found = find(broken, np.arange(402), rule)
+    assert (found[:400] == expected).all()
+    assert (found[400:] == BASELINE).all()
+    assert max(looks) == shortest < 100
+    ends_nowhere = AnchorRule(400, steps=5, neighbours=6, strategy="greedy", uniform=uniform)
+    assert (find(broken, np.arange(402), ends_nowhere) == 400).all()
+
+
+@pytest.mark.parametrize("uniform", [False, True])
 def test_blocks_change_nothing(uniform: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary, ids = draw(300, 5), np.arange(300)
     rule = AnchorRule(BASELINE, steps=5, neighbours=20, strategy="greedy", uniform=uniform)
@@ -161,6 +191,14 @@ def test_a_vocabulary_is_what_the_first_layer_gives(shelf: Shelf, family: str) -
 
 
 def test_models_with_equal_embeddings_share_a_digest(shelf: Shelf) -> None:
-    digest = digest_vocabulary(shelf.classifier("bert", seed=1).model)
+    model = shelf.classifier("bert", seed=1).model
+    digest = digest_vocabulary(model)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.classifier.weight += 1  # above the embeddings
+    assert digest_vocabulary(other) == digest
+    with torch.no_grad():
+        other.get_input_embeddings().weight[7, 0] += 1
+    assert digest_vocabulary(other) != digest
     assert digest == digest_vocabulary(shelf.classifier("bert", seed=1, dtype=torch.float64).model)
     assert digest != digest_vocabulary(shelf.classifier("bert", seed=2).model)

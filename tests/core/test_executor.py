@@ -22,6 +22,7 @@ import transformers
 
 import lexplain
 from core.models import BATCH_TOLERANCE, Shelf
+from core.test_neighbours import index as build_index
 from lexplain import executor
 from lexplain.classifier import Classifier
 from lexplain.errors import DeviceError, DocumentError, ModelError
@@ -37,6 +38,7 @@ from lexplain.executor import (
     explain_batches,
     explain_texts,
 )
+from lexplain.methods import METHODS
 from lexplain.model_store import digest_folder
 from lexplain.schema import TABLES
 
@@ -224,6 +226,38 @@ def test_every_bad_document_is_one_row_with_a_reason(shelf: Shelf, models: Model
     for row in rejected:
         assert {name for name, value in row.items() if value is not None} == kept
         assert row["label_rank"] == 0
+
+
+QUICK: dict[str, dict[str, Any]] = {
+    "captum.lime.v1": {"n_samples": 20},
+    "captum.shapley_value_sampling.v1": {"n_samples": 2},
+    "discretized_integrated_gradients.v1": {"neighbours": 5, "steps": 4},
+    "lafa.v1": {"base": "saliency", "quantile": 1.0, "same_class": False},
+    "marc.v1": {"steps": 20},
+    "sequential_integrated_gradients.v1": {"nodes": 3},
+    "uniform_discretized_integrated_gradients.v1": {"neighbours": 5, "steps": 4},
+}
+
+
+@pytest.mark.parametrize("name", sorted(name for name, method in METHODS.items() if method.package is None))
+def test_nan_on_the_way_is_a_row_with_a_reason(shelf: Shelf, models: ModelCache, tmp_path: Path, name: str):
+    """The text's own logits are finite, those of its baseline are not."""
+    method = METHODS[name]
+    family = next(family for family in ("bert", "textcnn") if family in (method.models or ("bert",)))
+    broken = plant_nan(shelf.folder(family), "bank", tmp_path / "broken")
+    model = model_task(broken)
+    if method.prepares(method.complete_options({})) == "neighbours":
+        build_index(Classifier.load(broken), base="saliency").save(tmp_path / "index.safetensors")
+        model = dataclasses.replace(model, prepared=str(tmp_path / "index.safetensors"))
+    has_baseline = "baseline" in method.options
+    options = QUICK.get(name, {}) | ({"baseline": "bank"} if has_baseline else {})
+    task = make_task(model, method=name, options=method.complete_options(options))
+    rows = explain([stage(["A better team scored twice", "The bank"])], task)
+    expected = ("rejected", "not_finite")
+    assert [(row["status"], row["reason"]) for row in rows] == [
+        expected if has_baseline else ("explained", None),
+        expected,
+    ]
 
 
 def test_longest_text_that_is_allowed(shelf: Shelf, models: ModelCache):

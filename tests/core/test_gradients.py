@@ -32,7 +32,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
 
 
 def explainer(classifier: Classifier, method: Any, **changes: Any) -> Explainer:
-    settings = {"max_tokens": 40, "overlap": 6, "max_windows": None, "merge": "sum", "budget_tokens": 600}
+    settings: dict[str, Any] = {"max_tokens": 40, "overlap": 6, "max_windows": None, "merge": "sum"}
+    settings |= {"budget_tokens": 600, "top_k": None}
     settings |= {name: changes.pop(name) for name in list(changes) if name in settings}
     return Explainer(classifier, method, changes, **settings)
 

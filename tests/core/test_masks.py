@@ -421,12 +421,12 @@ def test_spans_are_found_on_the_mask_whatever_the_sign(shelf: Shelf) -> None:
         scores = dict(theirs.words)
         for words, score in theirs.spans:
             assert score == pytest.approx(np.mean([scores[word] for word in words]), abs=1e-12)
-        if theirs.n_windows == 1:
-            sizes = {word: abs(score) for word, score in theirs.words}
-            assert sizes == pytest.approx(dict(mine.words), abs=1e-12)
-            assert theirs.token_norm == pytest.approx(mine.token_norm)
+        sizes = {word: abs(score) for word, score in theirs.words}
+        assert sizes == pytest.approx(dict(mine.words), abs=1e-12), "windows of different signs fade no mask"
+        assert theirs.token_norm == pytest.approx(mine.token_norm)
         negative += sum(score < 0 for _, score in theirs.words)
     assert negative > 5
+    assert only(plain[-1]).n_windows > 1
     assert sum(len(only(outcome).spans) for outcome in plain) > 3
 
 
@@ -468,6 +468,17 @@ def test_the_registry_knows_that_scores_are_a_mask() -> None:
     assert [problem.field for problem in found.check({"steps": 0, "kernel": "box", "forced": 0.6})] == [
         "method.steps", "method.kernel", "method.forced",
     ]  # fmt: skip
+
+
+def test_presets_write_out_what_the_code_and_the_paper_fix() -> None:
+    """The released code is our default; the paper knows no forced tokens and no noise."""
+    found = find_method("marc")
+    released, paper = (found.presets[name] for name in ("marc-2023", "marc-paper"))
+    assert found.complete_options(released) == found.complete_options({})
+    assert set(found.options) - set(released) == {"sign"}
+    assert set(released) - set(paper) == {"steps", "learning_rate", "baseline"}
+    differing = {name: value for name, value in paper.items() if released[name] != value}
+    assert differing == {"kernel": "sigma", "complement": "log_p", "weight_decay": 0.0, "forced": 0.0, "noise": 0.0}
 
 
 # --- spans and windows --------------------------------------------------------------------------------------------

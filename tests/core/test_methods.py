@@ -39,7 +39,7 @@ class Formula:
         nothing = torch.zeros(x.shape[:2], dtype=torch.long)
         self.inputs = Inputs(
             x=x, baseline=baseline, ids=nothing, mask=mask, special=~mask, words=nothing, seeds=nothing[:, 0],
-            target_score=formula(x),
+            target_score=formula(x), baseline_id=0,
         )  # fmt: skip
 
     def _points(self, rows: Tensor, alphas: Tensor) -> Tensor:

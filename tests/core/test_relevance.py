@@ -37,6 +37,15 @@ def explainer(classifier: Classifier, method: str = "lrp", *, budget: int = 600,
     )  # fmt: skip
 
 
+def test_the_preset_of_attnlrp_has_no_stabiliser(shelf: Shelf) -> None:
+    """The 1e-10 of its authors is that of activations, which needs none here: 0 stays 0."""
+    classifier, lrp = shelf.classifier("bert", dtype=torch.float64), find_method("lrp")
+    asked = lrp.presets["attnlrp-2024"]
+    assert lrp.complete_options(asked)["eps"] is None
+    found, without = (explain(classifier, TEXTS[0], **options) for options in (asked, {"rule": "attnlrp", "eps": 0.0}))
+    assert (scores(found) == scores(without)).all()
+
+
 def explain(classifier: Classifier, text: str, **options: Any) -> Explanation:
     ((found,),) = explainer(classifier, **options).explain([text])
     return found

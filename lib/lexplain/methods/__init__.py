@@ -101,7 +101,7 @@ class Inputs:
     words: Tensor
     seeds: Tensor
     target_score: Tensor
-    baseline_id: int = 0
+    baseline_id: int
     prepared: object = None
     identity: Identity | None = None
 
@@ -210,29 +210,37 @@ class Attribution:
     converged: Tensor
 
     @classmethod
-    def from_scores(cls, scores: Tensor, evaluate: Evaluate, inputs: Inputs, *, evaluations: int) -> Attribution:
-        """Return the attribution of a method that has no stopping rule and takes the same points for every row.
+    def from_scores(
+        cls, scores: Tensor, evaluate: Evaluate, inputs: Inputs, *, evaluations: int | Tensor
+    ) -> Attribution:
+        """Return the attribution of a method that has no stopping rule.
 
         Args:
             scores: (B, S) float64.
             evaluate: The model with the target of each row.
             inputs: The rows.
-            evaluations: Points a row at which a gradient was taken.
+            evaluations: Points at which a gradient was taken, of every row or (B,) of each.
 
         Note:
             Runs on: executor. Cost: one forward pass a row, for F(baseline).
         """
         import torch
 
-        count = len(inputs.x)
-        baseline_score = evaluate.logits(torch.arange(count), torch.zeros(count, dtype=torch.float64))
+        count, baseline_score = len(inputs.x), score_baselines(evaluate, inputs)
         return cls(
             scores=scores,
             baseline_score=baseline_score,
             completeness_gap=inputs.target_score - baseline_score - scores.sum(-1),
-            evaluations=torch.full((count,), evaluations),
+            evaluations=torch.full((count,), evaluations) if isinstance(evaluations, int) else evaluations.cpu(),
             converged=torch.ones(count, dtype=torch.bool),
         )
+
+
+def score_baselines(evaluate: Evaluate, inputs: Inputs) -> Tensor:
+    """Return F(baseline) of all rows, (B,) float64; one forward pass a row."""
+    import torch
+
+    return evaluate.logits(torch.arange(len(inputs.x)), torch.zeros(len(inputs.x), dtype=torch.float64))
 
 
 def _need_nothing(options: Mapping[str, object]) -> None:

@@ -202,11 +202,14 @@ def lime(
         from captum._utils.models.linear_model import SkLearnLasso
         from captum.attr import Lime
 
-        explainer = Lime(row.score, interpretable_model=SkLearnLasso(alpha=alpha))
-        with _seeded(inputs, row):
-            found: Tensor = explainer.attribute(
-                row.x, row.baseline, feature_mask=row.units, n_samples=n_samples, perturbations_per_eval=row.points
-            )
+        explainer = Lime(_only_finite(row.score), interpretable_model=SkLearnLasso(alpha=alpha))
+        try:
+            with _seeded(inputs, row):
+                found: Tensor = explainer.attribute(
+                    row.x, row.baseline, feature_mask=row.units, n_samples=n_samples, perturbations_per_eval=row.points
+                )
+        except FloatingPointError:
+            return torch.full_like(row.x[0, :, 0], torch.nan)
         return found[0, :, 0]
 
     scores = _share_over_tokens(_explain_rows(evaluate, inputs, explain), inputs)
@@ -276,6 +279,18 @@ def _explain_rows(evaluate: Evaluate, inputs: Inputs, explain: Callable[[_Row], 
 
         evaluate.visit_alone(number, explain_row)
     return scores
+
+
+def _only_finite(score: Score) -> Score:
+    """Return a score that raises FloatingPointError where it is NaN or infinite: a regression refuses such numbers."""
+
+    def checked(embeddings: Tensor) -> Tensor:
+        found = score(embeddings)
+        if not found.isfinite().all():
+            raise FloatingPointError
+        return found
+
+    return checked
 
 
 def _share_over_tokens(scores: Tensor, inputs: Inputs) -> Tensor:

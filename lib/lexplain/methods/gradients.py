@@ -72,15 +72,7 @@ def gradient_x_input(evaluate: Evaluate, inputs: Inputs, *, baseline: str = "mas
         Runs on: executor. Cost: one forward and one backward pass a row, one forward pass for F(baseline).
         Source: Shrikumar et al. 2016.
     """
-    scores = torch.zeros(inputs.special.shape, dtype=torch.float64, device=inputs.x.device)
-
-    def see(points: Tensor, values: Tensor, gradients: Tensor | None) -> None:
-        assert gradients is not None  # they were asked for
-        length = gradients.shape[1]
-        scores[points, :length] = (inputs.x[points, :length] * gradients).sum(-1, dtype=torch.float64)
-
-    visit_inputs(evaluate, inputs, see)
-    return Attribution.from_scores(scores.masked_fill_(inputs.special, 0.0), evaluate, inputs, evaluations=1)
+    return Attribution.from_scores(measure_products(evaluate, inputs), evaluate, inputs, evaluations=1)
 
 
 @method(
@@ -150,6 +142,22 @@ def visit_inputs(evaluate: Evaluate, inputs: Inputs, see: Callable[[Tensor, Tens
         return inputs.x[points, :length]
 
     evaluate.visit(rows, place, see, share=torch.zeros_like(rows))
+
+
+def measure_products(evaluate: Evaluate, inputs: Inputs) -> Tensor:
+    """Return the gradient of each row at x times x, summed over the embedding, (B, S) float64.
+
+    Exactly 0.0 on special tokens and padding. One forward and one backward pass a row.
+    """
+    products = torch.zeros(inputs.special.shape, dtype=torch.float64, device=inputs.x.device)
+
+    def see(points: Tensor, values: Tensor, gradients: Tensor | None) -> None:
+        assert gradients is not None  # they were asked for
+        length = gradients.shape[1]
+        products[points, :length] = (inputs.x[points, :length] * gradients).sum(-1, dtype=torch.float64)
+
+    visit_inputs(evaluate, inputs, see)
+    return products.masked_fill_(inputs.special, 0.0)
 
 
 def _size(gradients: Tensor, x: Tensor, norm: Norm, sign: Sign) -> Tensor:

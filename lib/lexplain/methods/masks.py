@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lexplain.errors import ModelError, Problem
-from lexplain.methods import Attribution, Evaluate, Inputs, method
-from lexplain.methods.gradients import Sign, visit_inputs
+from lexplain.methods import Attribution, Evaluate, Inputs, method, score_baselines
+from lexplain.methods.gradients import Sign, measure_products
 from lexplain.methods.noise import draw_normal, draw_uniform, measure_spread
 from lexplain.methods.units import count_tokens, number_units, spread_over_tokens
 
@@ -70,9 +70,16 @@ def _tell_cost(options: Mapping[str, Any], tokens: int) -> float:
         "noise": (0.0, 10.0),
     },
     presets={
-        # the released code, and the paper's own equations
-        "marc-2023": {"kernel": "sigma_squared", "complement": "one_minus_p", "weight_decay": 0.01},
-        "marc-paper": {"kernel": "sigma", "complement": "log_p", "weight_decay": 0.0},
+        # the released code, and the paper's own equations, which fix no steps and know neither forced tokens nor noise
+        "marc-2023": {
+            "kernel": "sigma_squared", "complement": "one_minus_p", "steps": 900, "learning_rate": 0.03, "weight_decay": 0.01,
+            "sufficiency": 1.0, "comprehensiveness": 1.0, "sparsity": 1.0, "smoothness": 1.2, "forced": 0.05, "noise": 0.03,
+            "baseline": "pad",
+        },
+        "marc-paper": {
+            "kernel": "sigma", "complement": "log_p", "weight_decay": 0.0, "sufficiency": 1.0, "comprehensiveness": 1.0,
+            "sparsity": 1.0, "smoothness": 1.2, "forced": 0.0, "noise": 0.0,
+        },
     },
     cost=_tell_cost,
 )  # fmt: skip
@@ -149,10 +156,9 @@ def marc(
     if sign == "gradient_x_input":
         scores = torch.where(_find_negative(evaluate, inputs, units), -scores, scores)
         taken += 1
-    rows = torch.arange(len(units))
     return Attribution(
         scores=scores,
-        baseline_score=evaluate.logits(rows, torch.zeros(len(units), dtype=torch.float64)),
+        baseline_score=score_baselines(evaluate, inputs),
         completeness_gap=inputs.target_score - kept_score,
         evaluations=taken.cpu(),
         converged=converged.cpu(),
@@ -348,16 +354,9 @@ def _score_kept(evaluate: Evaluate, inputs: Inputs, masks: Tensor) -> Tensor:
 
 def _find_negative(evaluate: Evaluate, inputs: Inputs, units: Tensor) -> Tensor:
     """Tell which tokens belong to a unit whose gradient x input at x is below 0, (B, S) bool."""
-    products = torch.zeros(units.shape, dtype=torch.float64, device=units.device)
-
-    def see(points: Tensor, values: Tensor, gradients: Tensor | None) -> None:
-        assert gradients is not None  # they were asked for
-        length = gradients.shape[1]
-        products[points, :length] = (inputs.x[points, :length] * gradients).sum(-1, dtype=torch.float64)
-
-    visit_inputs(evaluate, inputs, see)
+    products = measure_products(evaluate, inputs)
     sums = torch.zeros(count_tokens(units).shape, dtype=torch.float64, device=units.device)
-    sums.scatter_add_(1, units.clamp(min=0), products.masked_fill_(units < 0, 0.0))
+    sums.scatter_add_(1, units.clamp(min=0), products)
     return spread_over_tokens(sums, units) < 0
 
 

@@ -95,7 +95,7 @@ def lafa(
         kernel: Of word embeddings a, b: `indicator`: 1 for equal words whatever their case, and a word of several tokens
             gets it once, in equal parts; `cosine`; `rbf`: exp(-|a - b|_2 / 4); `laplacian`: exp(-|a - b|_1 / 4);
             `cubic`: (7 ab)^3; `l2_inverse`: 1 / |a - b|_2, between 1/3 and 1/0.3. With `cosine` and `cubic` a neighbour
-            may also lower a score.
+            may also lower a score, to 0 at most: sizes have no sign.
         weight: The paper's lambda; 0 is the base method.
         scale: `unit_max`: the base scores of every document are first divided by its largest, so that no long or
             uncertain one prevails, and weight has no unit.
@@ -137,7 +137,7 @@ def lafa(
                 if kernel == "indicator"
                 else _sum_similar_tokens(index.ids[tokens], shares, evaluate.model, inputs.ids[row], kernel)
             )
-    scores = sizes + weight * borrowed
+    scores = (sizes + weight * borrowed).clamp(min=0)
     scores = torch.where(negative, -scores, scores).masked_fill(inputs.special, 0.0)
     gap = inputs.target_score - found.baseline_score - scores.sum(-1)
     return dataclasses.replace(found, scores=scores, completeness_gap=gap)

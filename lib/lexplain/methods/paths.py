@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lexplain.calibration import MOST_NODES, Calibration, weigh_nodes
 from lexplain.errors import MethodError, Problem
-from lexplain.methods import Attribution, Evaluate, Inputs, method
+from lexplain.methods import Attribution, Evaluate, Inputs, method, score_baselines
 
 Rule = Literal["adaptive", "calibrated", "midpoint", "trapezoid", "gauss_legendre"]
 FixedRule = Literal["midpoint", "trapezoid", "gauss_legendre"]
@@ -71,7 +71,6 @@ def check_rule(options: Mapping[str, object]) -> list[Problem]:
     ]  # fmt: skip
 
 
-# Gauss-Legendre nodes are the eigenvalues of a (nodes, nodes) matrix: past 2000 they cost more than the model
 def _needs_calibration(options: Mapping[str, object]) -> Literal["calibration"] | None:
     return "calibration" if options["rule"] in ("adaptive", "calibrated") else None
 
@@ -87,6 +86,7 @@ def _tell_cost(options: Mapping[str, Any], tokens: int) -> float:
 @method(
     version=1, complete=True, signed=True, cite="sundararajan2017axiomatic", across=check_rule, prepares=_needs_calibration,
     cost=_tell_cost,
+    # Gauss-Legendre nodes are the eigenvalues of a (nodes, nodes) matrix: past 2000 they cost more than the model
     ranges={"nodes": (2, 2000), "tolerance": (0.001, 0.5), "max_nodes": (16, 2000)},
 )  # fmt: skip
 def integrated_gradients(
@@ -141,7 +141,7 @@ def integrated_gradients(
     count = len(inputs.x)
     values, derivatives = _evaluate_grid(evaluate, count, alphas)
     scores = weigh_nodes(weights, derivatives)
-    baseline_score = values[:, 0] if alphas[0] == 0.0 else _baseline_score(evaluate, count)
+    baseline_score = values[:, 0] if alphas[0] == 0.0 else score_baselines(evaluate, inputs)
     return Attribution(
         scores=scores,
         baseline_score=baseline_score,
@@ -166,7 +166,7 @@ def _integrate_adaptively(evaluate: Evaluate, inputs: Inputs, *, tolerance: floa
     start = None if calibration is None else calibration.start(tolerance)
     alphas = tuple(np.linspace(0.0, 1.0, _UNIFORM_NODES).tolist()) if start is None else start.nodes
     values, derivatives = _evaluate_grid(evaluate, count, alphas)
-    baseline_score = values[:, 0] if alphas[0] == 0.0 else _baseline_score(evaluate, count)
+    baseline_score = values[:, 0] if alphas[0] == 0.0 else score_baselines(evaluate, inputs)
     difference = inputs.target_score - baseline_score
     lines = _Lines(alphas, values, derivatives)
     scores = torch.zeros_like(derivatives[:, 0])
@@ -304,7 +304,3 @@ def _evaluate_grid(evaluate: Evaluate, count: int, alphas: tuple[float, ...]) ->
         torch.arange(count).repeat_interleave(len(alphas)), torch.tensor(alphas, dtype=torch.float64).repeat(count)
     )
     return values.view(count, len(alphas)), derivatives.view(count, len(alphas), -1)
-
-
-def _baseline_score(evaluate: Evaluate, count: int) -> Tensor:
-    return evaluate.logits(torch.arange(count), torch.zeros(count, dtype=torch.float64))

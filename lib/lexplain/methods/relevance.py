@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from lexplain.errors import ModelError
 from lexplain.methods import Attribution, Evaluate, Inputs, method
-from lexplain.methods.gradients import visit_inputs
+from lexplain.methods.gradients import measure_products, visit_inputs
 
 if TYPE_CHECKING:
     from lexplain.textcnn import TextCNNForSequenceClassification
@@ -55,7 +55,7 @@ def check_rule(config: Any, options: Mapping[str, Any]) -> None:
     ranges={"eps": (0.0, 1.0), "bias_factor": (0.0, 1.0)},
     presets={
         "arras-2016": {"rule": "epsilon", "eps": 0.01, "bias_factor": 1.0},
-        "attnlrp-2024": {"rule": "attnlrp", "eps": 1e-10},
+        "attnlrp-2024": {"rule": "attnlrp"},
         "cp-lrp-2022": {"rule": "cp_lrp"},
     },
     cost=lambda options, tokens: 2,
@@ -98,23 +98,19 @@ def lrp(
     """
     model: Any = evaluate.model
     chosen = _choose_rule(model.config, rule, bias_factor)
-    scores = torch.zeros(inputs.mask.shape, dtype=torch.float64, device=inputs.x.device)
-
-    def see_relevance(points: Tensor, values: Tensor, relevance: Tensor | None) -> None:
-        assert relevance is not None  # it comes as a gradient
-        scores[points, : relevance.shape[1]] = relevance.sum(-1, dtype=torch.float64)
-
-    def see_gradient(points: Tensor, values: Tensor, gradient: Tensor | None) -> None:
-        assert gradient is not None  # it was asked for
-        see_relevance(points, values, inputs.x[points, : gradient.shape[1]] * gradient)
-
     if chosen == "epsilon":
+        scores = torch.zeros(inputs.mask.shape, dtype=torch.float64, device=inputs.x.device)
+
+        def see(points: Tensor, values: Tensor, relevance: Tensor | None) -> None:
+            assert relevance is not None  # it comes as a gradient
+            scores[points, : relevance.shape[1]] = relevance.sum(-1, dtype=torch.float64)
+
         with _textcnn_rules(model, _TEXTCNN_EPS if eps is None else eps, bias_factor):
-            visit_inputs(evaluate, inputs, see_relevance)
+            visit_inputs(evaluate, inputs, see)
+        scores.masked_fill_(inputs.special, 0.0)
     else:
         with _TransformerRules(chosen, eps or 0.0):
-            visit_inputs(evaluate, inputs, see_gradient)
-    scores = scores.masked_fill(inputs.special, 0.0)
+            scores = measure_products(evaluate, inputs)
     return Attribution(
         scores=scores,
         baseline_score=torch.zeros_like(inputs.target_score),

@@ -56,15 +56,7 @@ def sequential_integrated_gradients(
         part = slice(start, start + together)
         found = _differentiate(evaluate, inputs, row, place, torch.tensor(alphas[part], dtype=torch.float64))
         scores[row, place] += found @ torch.tensor(weights[part], dtype=torch.float64, device=found.device)
-    count = len(inputs.x)
-    baseline_score = evaluate.logits(torch.arange(count), torch.zeros(count, dtype=torch.float64))
-    return Attribution(
-        scores=scores,
-        baseline_score=baseline_score,
-        completeness_gap=inputs.target_score - baseline_score - scores.sum(-1),
-        evaluations=content.sum(1).cpu() * nodes,
-        converged=torch.ones(count, dtype=torch.bool),
-    )
+    return Attribution.from_scores(scores, evaluate, inputs, evaluations=content.sum(1) * nodes)
 
 
 def _differentiate(evaluate: Evaluate, inputs: Inputs, row: Tensor, place: Tensor, alphas: Tensor) -> Tensor:
