@@ -78,7 +78,9 @@ def index_neighbours(
         folder = _index_folder(plan)
         progress.start("index neighbours", len(missing), "models")
         for model in missing:
-            _index(tables, plan, find_method, model, corpus if training is None else training, folder)
+            # `training` may also be there for models that were brought, which have not seen it
+            source = corpus if training is None or model.drawn is None else training
+            _index(tables, plan, find_method, model, source, folder)
             progress.advance(1)
         progress.finish(f"{len(missing)} models")
     return find_neighbours(tables, plan, find_method, models)
