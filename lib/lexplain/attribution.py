@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
@@ -60,6 +61,13 @@ class Progress(Protocol):
 
     def finish(self, summary: str) -> None:
         """The stage is over."""
+
+
+class DeviceWork(Protocol):
+    """What executors do with Arrow batches, once they know their device."""
+
+    def __call__(self, batches: Iterator[pa.RecordBatch], /, *, device: str) -> Iterator[pa.RecordBatch]:
+        """Yield what is made of the batches."""
 
 
 @dataclass(frozen=True)
@@ -276,7 +284,7 @@ class Attribution:
         documents = self._read(models, place).where("size(splits) > 0")
         tasks = max(1, ceil(documents.count() / _TASK_DOCUMENTS))
         ordered = documents.repartition(tasks, "text_digest").sortWithinPartitions("text_digest", "doc_id")
-        explaining = _explaining(task, plan.execution.device, is_local(spark))
+        explaining = on_task_device(partial(explain_batches, task=task), plan.execution.device, is_local(spark))
         explained = ordered.mapInArrow(explaining, TABLES["explanations"].schema)
         # Kept until they are committed: Delta refuses a commit while another job makes one, and the second attempt
         # must not explain again.
@@ -382,15 +390,24 @@ def as_tasks(models: Sequence[ExplainedModel]) -> list[ModelTask]:
     return [ModelTask(model.split, model.explain_key, model.folder, model.digest, model.prepared) for model in models]
 
 
-def _explaining(
-    task: ExplainTask, device: Literal["auto", "cpu", "gpu"], local: bool
+def on_task_device(
+    work: DeviceWork, device: Literal["auto", "cpu", "gpu"], local: bool
 ) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """Return the function that executors run; it closes over plain values only."""
+    """Return the function that executors run: `work`, told the device of its Spark task.
 
-    def explain(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return explain_batches(batches, task, task_device(device, local))
+    It closes over plain values only. Unpickling it must not import torch, or a GPU that has no number (MIG) could no
+    longer be chosen: `work` is a function of `lexplain.executor` or `lexplain.sampling`.
 
-    return explain
+    Args:
+        work: With everything but batches and device bound.
+        device: What the plan says.
+        local: The session runs in local mode.
+    """
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        return work(batches, device=task_device(device, local))
+
+    return run
 
 
 def task_device(requested: Literal["auto", "cpu", "gpu"], local: bool) -> str:

@@ -77,43 +77,6 @@ EXPLANATIONS = pa.schema(
 """One row a (model, document, predicted label), in the column order of the `explanations` table."""
 
 
-SAMPLES = pa.schema(
-    [
-        ("split", pa.int32()),
-        ("label", pa.string()),
-        ("words", pa.list_(pa.string())),
-        ("derivatives", pa.list_(pa.float32())),
-    ]
-)
-"""One row a (model, sampled document): a `SampledPath`, its derivatives row after row."""
-
-SAMPLES_DDL = "split INT, label STRING, words ARRAY<STRING>, derivatives ARRAY<FLOAT>"
-"""The same, as `mapInArrow` takes it."""
-
-TOKENS = pa.schema([("token_id", pa.int32())])
-"""One row a token that some text holds."""
-
-
-REFERENCES = pa.schema(
-    [
-        ("text", pa.int64()),
-        ("label", pa.int64()),
-        ("foremost", pa.bool_()),
-        ("vectors", pa.list_(pa.list_(pa.float32()))),
-        ("ids", pa.list_(pa.int64())),
-        ("words", pa.list_(pa.int64())),
-        ("scores", pa.list_(pa.float32())),
-    ]
-)
-"""One row a `Reference`."""
-
-REFERENCES_DDL = (
-    "text BIGINT, label BIGINT, foremost BOOLEAN, vectors ARRAY<ARRAY<FLOAT>>, ids ARRAY<BIGINT>, words ARRAY<BIGINT>, "
-    "scores ARRAY<FLOAT>"
-)
-"""The same, as `mapInArrow` takes it."""
-
-
 @dataclass(frozen=True)
 class ModelTask:
     """One model of a task.
@@ -409,32 +372,10 @@ def explain_batches(batches: Iterator[pa.RecordBatch], task: ExplainTask, device
             yield _finish(under_way, task, device)
 
 
-def sample_batches(
-    batches: Iterator[pa.RecordBatch], task: ExplainTask, nodes: int, device: str
-) -> Iterator[pa.RecordBatch]:
-    """Evaluate sampled documents along their paths: what calibrations are fitted to.
-
-    Args:
-        batches: As `explain_batches` takes them.
-        task: Models and method.
-        nodes: Equally spaced points of each path.
-        device: As `choose_device` returns it.
-
-    Yields:
-        Batches of `SAMPLES`; a document that cannot be explained gives no row.
-    """
-    for documents, model in _pair(batches, task):
-        explainer = open_explainer(task, model, device)
-        sampled = explainer.sample_paths(_read(_texts(documents), task, explainer)[1], nodes)
-        rows = [
-            {"split": model.split, "label": path.label, "words": path.words, "derivatives": path.derivatives.ravel()}
-            for path in sampled
-        ]
-        yield pa.RecordBatch.from_pylist(rows, schema=SAMPLES)
-
-
-def token_batches(batches: Iterator[pa.RecordBatch], task: ExplainTask, device: str) -> Iterator[pa.RecordBatch]:
-    """List the content tokens of documents, as their explanation will see them.
+def read_batches(
+    batches: Iterator[pa.RecordBatch], task: ExplainTask, device: str
+) -> Iterator[tuple[ModelTask, Explainer, Documents]]:
+    """Read documents as their explanation will see them.
 
     Args:
         batches: As `explain_batches` takes them.
@@ -442,36 +383,11 @@ def token_batches(batches: Iterator[pa.RecordBatch], task: ExplainTask, device: 
         device: As `choose_device` returns it.
 
     Yields:
-        Batches of `TOKENS`, distinct within each.
+        Some documents at a time with each model that owes them, without those that cannot be read.
     """
     for documents, model in _pair(batches, task):
         explainer = open_explainer(task, model, device)
-        tokens = explainer.list_tokens(_read(_texts(documents), task, explainer)[1])
-        yield pa.RecordBatch.from_pydict({"token_id": tokens}, schema=TOKENS)
-
-
-def reference_batches(
-    batches: Iterator[pa.RecordBatch], task: ExplainTask, layer: int | None, device: str
-) -> Iterator[pa.RecordBatch]:
-    """Measure reference documents: what neighbours are found by, and what their words score.
-
-    Args:
-        batches: As `explain_batches` takes them.
-        task: One model, and the method.
-        layer: As in `Explainer.sample_references`.
-        device: As `choose_device` returns it.
-
-    Yields:
-        Batches of `REFERENCES`; a document that cannot be explained, or has no label, gives no row.
-    """
-    for documents, model in _pair(batches, task):
-        explainer = open_explainer(task, model, device)
-        references = explainer.sample_references(_read(_texts(documents), task, explainer)[1], layer)
-        rows = [
-            {name: getattr(one, name) for name in REFERENCES.names} | {"vectors": list(one.vectors)}
-            for one in references
-        ]
-        yield pa.RecordBatch.from_pylist(rows, schema=REFERENCES)
+        yield model, explainer, _read(_texts(documents), task, explainer)[1]
 
 
 @dataclass(frozen=True)

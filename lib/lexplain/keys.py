@@ -70,7 +70,7 @@ def path_key(plan: Plan, find_method: FindMethod, embeddings: str, baseline_id: 
 
 
 def neighbours_key(plan: Plan, find_method: FindMethod, model_digest: str) -> str:
-    """Key of a model's reference documents.
+    """Key of a model's reference documents: of its training documents where it is fine-tuned here, else of the corpus.
 
     Like `calibration_key` it is no part of `explain_key`, and holds no version of the source: texts that come later
     are compared with the same documents.
@@ -78,8 +78,11 @@ def neighbours_key(plan: Plan, find_method: FindMethod, model_digest: str) -> st
     method = find_method(plan.method.id)
     options = method.complete_options(plan.method.asked)
     scored = [options.get(name) for name in ("base", "samples", "noise", "layer")]
-    read = (plan.method.precision, plan.text.max_tokens, plan.text.max_characters, WORD_RULES)
-    return digest("neighbours", model_digest, method.id, scored, read, corpus_key(plan.training or plan.corpus))
+    text = plan.text  # the windows decide which labels a reference has
+    read = (plan.method.precision, text.max_tokens, text.overlap, text.max_windows, text.max_characters, WORD_RULES)
+    # Ready models may come with training documents, whose labels count for document frequencies only.
+    training = None if plan.models.base is None else plan.training
+    return digest("neighbours", model_digest, method.id, scored, read, corpus_key(training or plan.corpus))
 
 
 def evidence_key(plan: Plan) -> str:

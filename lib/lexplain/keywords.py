@@ -125,7 +125,7 @@ def rank_keywords(
     signed: bool,
     unit: Unit = WORDS,
 ) -> None:
-    """Write the statistics and keywords of one keyword table, each in one commit; nothing if they exist.
+    """Write the statistics and keywords of one keyword table, each in one commit; nothing if they exist, or are none.
 
     Args:
         tables: Reads the unit's sums and `staged` or `explanations`, writes its statistics and keywords.
@@ -156,10 +156,16 @@ def rank_keywords(
         Source: rules, Rönnqvist et al. 2022; correction, Nadeau & Bengio 2003; jackknife,
         Kott 2001; distinctiveness, the code of Rönnqvist et al. 2022.
     """
-    if not _is_empty(tables, keyword_key, unit):
+    ours = f"keyword_key = {quote_text(keyword_key)}"
+    written = f"{tables.name(unit.keywords)} WHERE {ours}"
+    # rows of an older lexplain are not marked as signed or not: they are made again
+    if not _is_empty(tables, f"{written} AND signed IS NOT NULL"):
         return
     statistics = tables.spark.sql(_select_statistics(tables, plan, corpus, explain_keys, keyword_key, unit))
-    ours = f"keyword_key = {quote_text(keyword_key)}"
+    # A table without a keyword would be made at every run, by commits that change nothing.
+    sums = _from_sums(tables, plan, corpus, explain_keys, unit)
+    if all(_is_empty(tables, rows) for rows in (sums, _from_statistics(tables, keyword_key, unit), written)):
+        return
     tables.replace(statistics.withColumnRenamed("word", unit.column), unit.statistics, where=ours)
     # An exact threshold: 0.55 * 100 is 55.00000000000001 in floating point.
     n_splits = len(set(explain_keys))
@@ -340,10 +346,9 @@ def _select_word_sums(
 # --- statistics and rules -------------------------------------------------------------------------------------
 
 
-def _is_empty(tables: Tables, keyword_key: str, unit: Unit) -> bool:
-    # rows of an older lexplain are not marked as signed or not: they are made again
-    where = f"keyword_key = {quote_text(keyword_key)} AND signed IS NOT NULL"
-    return tables.spark.sql(f"SELECT 1 FROM {tables.name(unit.keywords)} WHERE {where} LIMIT 1").first() is None
+def _is_empty(tables: Tables, rows: str) -> bool:
+    """Tell whether there are no rows; `rows` is what follows FROM."""
+    return tables.spark.sql(f"SELECT 1 FROM {rows} LIMIT 1").first() is None
 
 
 def _only_labels(plan: Plan) -> str:

@@ -451,9 +451,16 @@ def _check_method(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
     if plan.method.options.get("rule") == "calibrated":
         yield Problem("method.options.rule", "calibrated", "is what accuracy: keywords means",
                       "The explanations would have counted as accurate for each document", "Write accuracy: keywords")  # fmt: skip
-    for problem in method.check(plan.method.asked):
+    wrong = method.check(plan.method.asked)
+    for problem in wrong:
         field = f"method.options.{problem.field.rsplit('.', 1)[-1]}"
         yield dataclasses.replace(problem, field=field, value=shorten(problem.value))
+    # Only fine-tuned models have a folder of their own; what a sink without one misses is told elsewhere.
+    homeless = plan.sink.schema is not None and plan.models.base is None and not wrong
+    if homeless and method.prepares(method.complete_options(plan.method.asked)) == "neighbours":
+        yield Problem("method.id", plan.method.id, "has no folder for its index of documents with sink.schema and models.uris",
+                      "It would have lain on the driver's own disk, out of the executors' reach",
+                      "Write sink.path, a folder that driver and executors mount")  # fmt: skip
 
 
 def _check_keywords(plan: Plan, sure: Sure) -> Iterator[Problem]:

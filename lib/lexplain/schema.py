@@ -56,7 +56,7 @@ _UNITS = {
 
 def _make_keyword_tables(unit: str, keywords: str) -> tuple[Table, Table, Table]:
     """Return the tables of sums, statistics and keywords; of words, or of the phrases that a mask's spans are."""
-    is_unit = (unit, "STRING", _UNITS[unit])
+    unit_column = (unit, "STRING", _UNITS[unit])
     held_by = {
         "word": "documents of the class that hold the word",
         "phrase": "evidence documents of the class with the phrase among their spans, whatever their number",
@@ -89,7 +89,7 @@ def _make_keyword_tables(unit: str, keywords: str) -> tuple[Table, Table, Table]
             ("keyword_key", "STRING", "explanations, evidence, thresholds and snapshots"),
             ("split", "INT", "split of the model"),
             ("label", "STRING", "class"),
-            is_unit,
+            unit_column,
             ("n_documents", "BIGINT", f"evidence documents of the split with the {unit} among their top N"),
             ("n_occurrences", "BIGINT", "its occurrences there"),
             ("score_sum", SCORE_SUM, "sum of the scores"),
@@ -105,7 +105,7 @@ def _make_keyword_tables(unit: str, keywords: str) -> tuple[Table, Table, Table]
         (
             ("keyword_key", "STRING", "explanations, evidence, thresholds and snapshots"),
             ("label", "STRING", "class"),
-            is_unit,
+            unit_column,
             ("rank", "INT", f"1 is the strongest kept {unit} of the class; null for dropped ones"),
             ("score_mean", "DOUBLE", "mean score over all splits' occurrences; scores divided by token norm"),
             ("score_deviation", "DOUBLE", "standard deviation (ddof 0) of the occurrences' scores"),
@@ -281,9 +281,17 @@ TABLES: dict[str, Table] = {
             "neighbours",
             "Reference documents that a model's texts are compared with, indexed in a file; made once, then kept",
             (
-                ("neighbours_key", "STRING", "model, source, method, base scores, layer, precision and window size"),
+                (
+                    "neighbours_key",
+                    "STRING",
+                    "model, source, method, options of its base scores, layer, precision, windows and words",
+                ),
                 ("model_digest", "STRING", "SHA-256 of the model"),
-                ("corpus_key", "STRING", "source of the references: training documents, or else the corpus"),
+                (
+                    "corpus_key",
+                    "STRING",
+                    "source of the references: documents the model was fine-tuned on here, else the corpus",
+                ),
                 ("n_references", "BIGINT", "(document, predicted label) pairs"),
                 ("layer", "INT", "hidden layer that documents are compared by"),
                 (

@@ -155,14 +155,20 @@ class Tables:
                 f"table {table.name} has schema version {version}, this lexplain writes {SCHEMA_VERSION}. "
                 "Rows of two layouts would have been mixed. Write to a new sink."
             )
+        from pyspark.errors import AnalysisException
+
         name = self.name(table.name)
 
         def add_columns() -> None:
             # looked up for each attempt: another job may have added them
             present = set(self.read(table.name).columns)
             missing = [_define_column(*column) for column in table.columns if column[0] not in present]
-            if missing:
-                self.spark.sql(f"ALTER TABLE {name} ADD COLUMNS ({', '.join(missing)})")
+            try:
+                if missing:
+                    self.spark.sql(f"ALTER TABLE {name} ADD COLUMNS ({', '.join(missing)})")
+            except AnalysisException:  # that there is such a column, where another job has added them since
+                if not {column for column, _, _ in table.columns} <= set(self.read(table.name).columns):
+                    raise
             # last: a table that says so has all columns
             self.spark.sql(f"ALTER TABLE {name} SET TBLPROPERTIES ('lexplain.schemaVersion' = '{SCHEMA_VERSION}')")
 

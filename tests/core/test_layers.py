@@ -30,6 +30,7 @@ KERNEL: tuple[tuple[str, ...], ...] = (
     ("passes",),
     ("engine",),
     ("executor",),
+    ("sampling",),
 )
 LAYERS = (
     *KERNEL,
@@ -273,7 +274,7 @@ HEAVY = {"torch", "transformers", "pyspark", "py4j", "delta", "mlflow", "pandas"
         ("import lexplain", set()),
         ("import lexplain; dir(lexplain); lexplain.PlanError", set()),
         ("import lexplain; lexplain.Plan; import lexplain.settings, lexplain.methods", set()),
-        ("import lexplain.executor", {"pyarrow", "numpy", "icu4py"}),
+        ("import lexplain.sampling", {"pyarrow", "numpy", "icu4py"}),
         ("import lexplain.engine, lexplain.executor, lexplain.finetune; lexplain.find_method('integrated_gradients')",
          HEAVY - {"pyspark", "py4j", "delta", "mlflow"}),
         ("import lexplain.cli, lexplain.terminal", set()),

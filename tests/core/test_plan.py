@@ -409,12 +409,22 @@ def test_no_value_raises_anything_but_a_plan_error(data: st.DataObject):
         (FINE_TUNED, {"corpus__columns": {"split": "seen"}}, "corpus.columns.split"),
         (FINE_TUNED, {"models__corpus": "unseen"}, "models.corpus"),
         (FINE_TUNED, {"sink": {"schema": "a.b"}, "mlflow__enabled": False}, "models.folder"),
+        (READY, {"sink": {"schema": "a.b"}, "mlflow__enabled": False, "method__id": "lafa"}, "method.id"),
     ],
 )  # fmt: skip
 def test_rules_across_keys(text: str, changes: dict[str, Any], field: str):
     found = problems(text, **changes)
     assert field in found
     assert all(name == field or name.startswith("models.corpus") for name in found)
+
+
+def test_what_lafa_needs_a_folder_for_has_one_wherever_there_can_be_one():
+    place: dict[str, Any] = {"sink": {"schema": "a.b"}, "mlflow__enabled": False}
+    assert parse(READY, method__id="lafa")
+    assert parse(FINE_TUNED, **place, method__id="lafa", models__folder="/mnt/models")
+    assert parse(READY, **place, method__id="discretized_integrated_gradients"), "executors search for themselves"
+    found = problems(READY, **place, method={"id": "lafa", "options": {"base": "none"}})
+    assert set(found) == {"method.options.base"}, "what is wrong with the options comes first"
 
 
 def test_evidence_fits_the_corpus():
@@ -742,14 +752,16 @@ def all_keys(plan: Plan) -> dict[str, str]:
         "corpus": keys.corpus_key(plan.corpus),
         "evidence": keys.evidence_key(plan),
         "keyword": keys.keyword_key(plan, ["explain 1", "explain 2"], "snapshot", "labelled"),
+        "calibration": keys.calibration_key(plan, find_method, "digest 1"),
+        "neighbours": keys.neighbours_key(plan, find_method, "digest 1"),
     }
     if plan.training is not None:
         found["model"] = keys.model_key(plan, "digest", 0, "snapshot")
     return found
 
 
-SOURCE = {"corpus", "keyword", "run"}
-TRAINING = {"model", "keyword", "run"}  # keyword: its labels give the document frequencies
+SOURCE = {"corpus", "keyword", "run", "calibration"}
+TRAINING = {"model", "keyword", "run", "neighbours"}  # keyword: its labels give the document frequencies
 RECIPE = {"model", "run"}
 TEXT = {"explain", "run"}
 RULES = {"keyword", "run"}
@@ -758,7 +770,7 @@ RULES = {"keyword", "run"}
 # which keyword_key is made, so it changes there without being named.
 CHANGES: list[tuple[str, Any, set[str]]] = [
     ("name", "other", {"run"}),
-    ("preset", "sacx-2022", {"explain", "evidence", "keyword", "run"}),
+    ("preset", "sacx-2022", {"explain", "evidence", "keyword", "run", "calibration"}),  # another baseline
     ("corpus__table", "a.b", SOURCE),
     ("corpus__path", "s3://bucket/other.csv", SOURCE),
     ("corpus__format", "json", SOURCE),
@@ -799,14 +811,14 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("method__id", "integrated_gradients.v1", set()),  # the newest version by name
     ("method__preset", "any", set()),  # its options count
     ("method__options", {"rule": "midpoint", "nodes": 20}, TEXT),
-    ("method__accuracy", "keywords", TEXT),
+    ("method__accuracy", "keywords", TEXT | {"calibration"}),
     ("method__top_k", 3, TEXT),
-    ("method__precision", "bfloat16", TEXT),
+    ("method__precision", "bfloat16", TEXT | {"calibration", "neighbours"}),
     ("execution__compile", True, set()),
-    ("text__max_tokens", 256, {"model", "explain", "run"}),
-    ("text__overlap", 32, TEXT),
-    ("text__max_windows", 1, TEXT),
-    ("text__max_characters", 1000, {"model", "explain", "run"}),
+    ("text__max_tokens", 256, TEXT | {"model", "calibration", "neighbours"}),
+    ("text__overlap", 32, TEXT | {"neighbours"}),
+    ("text__max_windows", 1, TEXT | {"neighbours"}),
+    ("text__max_characters", 1000, TEXT | {"model", "neighbours"}),
     ("text__merge", "absmax", TEXT),
     ("keywords__evidence", "predicted", {"evidence", "keyword", "run"}),
     ("keywords__probability", 0.6, {"evidence", "keyword", "run"}),
@@ -828,7 +840,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
 READY_CHANGES: list[tuple[str, Any, set[str]]] = [
     ("models__uris", ["models:/c/1", "models:/d/1"], set()),  # their digests count
     ("models__corpus", None, {"run"}),
-    ("corpus__columns__split", "seen", SOURCE),
+    ("corpus__columns__split", "seen", SOURCE | {"neighbours"}),
 ]
 
 
@@ -891,6 +903,31 @@ def test_keys_change_with_what_is_no_part_of_the_plan():
     assert keys.keyword_key(plan, ["a", "b"], "s", None) == keys.keyword_key(plan, ["b", "a"], "s", None)
     runs = {keys.run_id(plan, find_method, digests) for digests in (["a", "b"], ["b", "a"], ["a"])}
     assert len(runs) == 3  # the place of a ready model is the number that corpus.columns.split means
+
+
+def test_references_are_training_documents_only_where_models_are_fine_tuned() -> None:
+    """Ready models that come with training documents, for their labels, are compared with the corpus all the same."""
+    ready, tuned = parse(READY, method={"id": "lafa"}), parse(FINE_TUNED, method={"id": "lafa"})
+    labelled = parse(READY, method={"id": "lafa"}, training=yaml.safe_load(FINE_TUNED)["training"])
+    other = parse(FINE_TUNED, method={"id": "lafa"}, training__path="s3://bucket/other.csv")
+    names = [keys.neighbours_key(plan, find_method, "digest") for plan in (ready, labelled, tuned, other)]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        ({"weight": 9.0}, True), ({"quantile": 0.3}, True), ({"neighbours": 3}, True),
+        ({"samples": 7}, False), ({"noise": 0.3}, False), ({"base": "saliency"}, False), ({"layer": 2}, False),
+    ],
+)  # fmt: skip
+def test_references_change_with_what_their_scores_are_made_with(options: dict[str, Any], same: bool) -> None:
+    before, after = (
+        keys.neighbours_key(parse(READY, method={"id": "lafa", "options": each}), find_method, "digest")
+        for each in ({}, options)
+    )
+    assert (before == after) is same
 
 
 def test_digest_is_stable_and_tells_types_apart():

@@ -474,6 +474,18 @@ def test_an_existing_keyword_table_is_left_alone(
     assert tables.versions() == before
 
 
+def test_a_table_without_a_keyword_is_not_written_again_and_again(tables: Tables) -> None:
+    plan = make_plan("nothing", **LOOSE)
+    write_corpus(tables, plan, [explain(0, "a", "NA", [("bank", 0.5)], is_gold=False)])
+    assert sum_words(tables, plan, stage(plan), ["model0"]) == 1
+    before = tables.versions()
+    rank_keywords(
+        tables, plan, stage(plan), ["model0"], keyword_key="nothing", labelled=None, test_share_ratio=None, signed=True
+    )
+    assert read_keywords(tables, "nothing") == []
+    assert tables.versions() == before
+
+
 @pytest.mark.parametrize("word_rule", ["unicode", "sacx-2022"])
 def test_the_view_of_evidence_accounts_for_each_score(tables: Tables, word_rule: str) -> None:
     key, keys = f"evidence {word_rule}", ["model0", "model1", "model2"]

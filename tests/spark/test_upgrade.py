@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from lexplain.corpus import Staged
 from lexplain.errors import TableError
@@ -89,6 +89,27 @@ def test_an_older_sink_is_given_the_columns_it_lacks(spark: SparkSession, tmp_pa
     assert [(row["word"], row["signed"]) for row in old] == [("bank", None)]
     with pytest.raises(Exception, match="frequency_share"):
         spark.sql(f"UPDATE {tables.name('keywords')} SET selection_frequency = 7 WHERE keyword_key = 'old'")
+
+
+class _Overtaken(Tables):
+    """A job that another one overtakes between its look at a table and its change of it."""
+
+    def read(self, table: str) -> DataFrame:
+        seen = super().read(table)
+        if "signed" not in seen.columns:
+            Tables(self.spark, self.sink).create()
+        return seen
+
+
+def test_of_two_jobs_that_bring_a_sink_up_to_date_both_go_on(spark: SparkSession, tmp_path: Path) -> None:
+    write_old_sink(spark, tmp_path, 3)
+    tables = _Overtaken(spark, Sink(path=str(tmp_path)))
+    tables.create()
+    tables.open()
+    for name in ("keywords", "models"):
+        assert set(tables.read(name).columns) == {column for column, _, _ in TABLES[name].columns}
+        added = spark.sql(f"DESCRIBE HISTORY {tables.name(name)}").where("operation = 'ADD COLUMNS'")
+        assert added.count() == 1
 
 
 def test_a_sink_whose_tables_differ_by_more_is_refused(spark: SparkSession, tmp_path: Path) -> None:

@@ -6,29 +6,28 @@ Driver only, apart from the closures that it sends to the executors.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lexplain.anchors import Anchors, digest_vocabulary, open_finder, read_vocabulary
-from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, read_documents, task_device
+from lexplain.anchors import Anchors
+from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, on_task_device, read_documents
 from lexplain.corpus import Staged
-from lexplain.executor import ExplainTask, open_model, token_batches
+from lexplain.executor import ExplainTask
 from lexplain.keys import path_key
 from lexplain.methods.discretized import make_rule
 from lexplain.plan import FindMethod, Plan
+from lexplain.sampling import PATHS_DDL, TOKENS_DDL, VOCABULARIES_DDL, path_batches, token_batches, vocabulary_batches
 from lexplain.session import count_slots, is_local
 from lexplain.tables import Tables, quote_list, quote_text
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyspark.sql import DataFrame
-
-    Batches = Callable[[Iterator[pa.RecordBatch], ExplainTask, str], Iterator[pa.RecordBatch]]
 
 # Below so many tokens a task costs more than it saves: tasks search many words of their paths twice.
 _TASK_TOKENS = 256
@@ -59,8 +58,8 @@ def prepare_anchors(
         MethodError: Executors cannot read what was prepared.
 
     Note:
-        Cost: on executors each model is opened once, each text is tokenised once more, and each new token's path is
-        searched, see `lexplain.anchors.AnchorFinder.find`.
+        Cost: on executors each model is opened once, each text is tokenised once more for each vocabulary, and each
+        new token's path is searched, see `lexplain.anchors.AnchorFinder.find`.
     """
     if plan.sink.path is None and plan.models.folder is None:
         logging.getLogger(__name__).warning(
@@ -91,8 +90,8 @@ def _group_models(
     """Return the models by key of their paths and baseline token, in order."""
     spark = tables.spark
     numbers = spark.range(len(models), numPartitions=min(len(models), count_slots(spark)))
-    describe = _running(_describe_vocabularies, task, plan, local=is_local(spark))
-    rows = numbers.mapInArrow(describe, "split INT, baseline_id INT, embeddings STRING").collect()
+    describing = on_task_device(partial(vocabulary_batches, task=task), plan.execution.device, is_local(spark))
+    rows = numbers.mapInArrow(describing, VOCABULARIES_DDL).collect()
     known = {row["split"]: row for row in rows}
     groups: dict[tuple[str, int], list[ExplainedModel]] = {}
     for model in models:
@@ -119,9 +118,9 @@ def _list_tokens(
     )
     documents = documents.selectExpr("text", "text_digest", "defect", f"array({task.models[0].split}) AS splits")
     tasks = max(1, min(ceil(corpus.n_documents / _TASK_DOCUMENTS), 16 * count_slots(tables.spark)))
-    listing = _running(token_batches, task, plan, local=is_local(tables.spark))
+    listing = on_task_device(partial(token_batches, task=task), plan.execution.device, is_local(tables.spark))
     documents = documents.repartition(tasks, "text_digest").dropDuplicates(["text_digest"])
-    return documents.mapInArrow(listing, "token_id INT").distinct()
+    return documents.mapInArrow(listing, TOKENS_DDL).distinct()
 
 
 def _search(tables: Tables, plan: Plan, key: str, tokens: DataFrame, task: ExplainTask) -> int:
@@ -134,9 +133,9 @@ def _search(tables: Tables, plan: Plan, key: str, tokens: DataFrame, task: Expla
     if not missing:
         return 0
     tasks = max(1, min(ceil(len(missing) / _TASK_TOKENS), count_slots(spark)))
-    wanted = spark.createDataFrame([(token,) for token in missing], "token_id INT").repartition(tasks, "token_id")
-    searching = _running(_search_tokens, task, plan, local=is_local(spark))
-    found = wanted.mapInArrow(searching, "token_id INT, anchors ARRAY<INT>")
+    wanted = spark.createDataFrame([(token,) for token in missing], TOKENS_DDL).repartition(tasks, "token_id")
+    searching = on_task_device(partial(path_batches, task=task), plan.execution.device, is_local(spark))
+    found = wanted.mapInArrow(searching, PATHS_DDL)
     found = found.selectExpr(f"{quote_text(key)} AS path_key", "token_id", "anchors")
     # Kept until they are committed: a commit that is tried again must not search again.
     found = found.persist(StorageLevel.DISK_ONLY)
@@ -158,46 +157,3 @@ def _read_table(tables: Tables, plan: Plan, find_method: FindMethod, key: str, b
         return None
     anchors = read["anchors"].combine_chunks().flatten().to_numpy().reshape(-1, rule.steps)
     return Anchors(rule, read["token_id"].to_numpy().astype(np.int32), anchors.astype(np.int32))
-
-
-def _describe_vocabularies(
-    batches: Iterator[pa.RecordBatch], task: ExplainTask, device: str
-) -> Iterator[pa.RecordBatch]:
-    """Yield baseline token and digest of the word embeddings of models; `batches` have their numbers in the task."""
-    import pyarrow as pa
-
-    schema = pa.schema([("split", pa.int32()), ("baseline_id", pa.int32()), ("embeddings", pa.string())])
-    for number in [number for batch in batches for number in batch["id"].to_pylist()]:
-        model = task.models[number]
-        classifier = open_model(task, model, device)
-        row = {
-            "split": model.split,
-            "baseline_id": classifier.find_token(str(task.options["baseline"])),
-            "embeddings": digest_vocabulary(classifier.model),
-        }
-        yield pa.RecordBatch.from_pylist([row], schema=schema)
-
-
-def _search_tokens(batches: Iterator[pa.RecordBatch], task: ExplainTask, device: str) -> Iterator[pa.RecordBatch]:
-    """Yield the paths of tokens through the vocabulary of the task's first model."""
-    import pyarrow as pa
-
-    classifier = open_model(task, task.models[0], device)
-    rule = make_rule(task.method, task.options, classifier.find_token(str(task.options["baseline"])))
-    finder = open_finder(classifier.model, rule)
-    for batch in batches:
-        found = finder.find(batch["token_id"].to_numpy().astype(np.int64), lambda: read_vocabulary(classifier.model))
-        anchors = pa.array(list(found), pa.list_(pa.int32()))
-        yield pa.RecordBatch.from_arrays([batch["token_id"], anchors], ["token_id", "anchors"])
-
-
-def _running(
-    work: Batches, task: ExplainTask, plan: Plan, *, local: bool
-) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """Return the function that executors run; it closes over plain values only."""
-    requested = plan.execution.device
-
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return work(batches, task, task_device(requested, local))
-
-    return run

@@ -6,13 +6,14 @@ Driver only, apart from the closures that it sends to the executors.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, read_documents, task_device
+from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, on_task_device, read_documents
 from lexplain.calibration import (
     MOST_REFERENCE_ERROR,
     SAMPLE_DOCUMENTS,
@@ -23,15 +24,14 @@ from lexplain.calibration import (
 )
 from lexplain.corpus import Staged
 from lexplain.errors import MethodError
-from lexplain.executor import SAMPLES_DDL, ExplainTask, sample_batches
 from lexplain.keys import calibration_key
 from lexplain.plan import FindMethod, Plan
+from lexplain.sampling import SAMPLES_DDL, sample_batches
 from lexplain.schema import TABLES
 from lexplain.session import is_local
 from lexplain.tables import Tables, quote_list, quote_text
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyspark.sql import DataFrame
 
 # Below so many documents a model, a calibration costs more than it saves.
@@ -121,7 +121,8 @@ def _calibrate(
     documents = _draw_sample(tables, plan, model, corpus, training)
     task = make_task(tables.spark, plan, find_method, as_tasks([model]))
     for nodes in SAMPLE_NODES:
-        sampling = _sampling(task, nodes, plan.execution.device, is_local(tables.spark))
+        work = partial(sample_batches, task=task, nodes=nodes)
+        sampling = on_task_device(work, plan.execution.device, is_local(tables.spark))
         rows = documents.mapInArrow(sampling, SAMPLES_DDL).toArrow().to_pylist()
         sample = [
             SampledPath(
@@ -172,17 +173,6 @@ def _draw_sample(
     drawn = drawn.orderBy("text_digest").limit(SAMPLE_DOCUMENTS)
     tasks = -(-SAMPLE_DOCUMENTS // _TASK_DOCUMENTS)
     return drawn.repartition(tasks, "text_digest").sortWithinPartitions("text_digest")
-
-
-def _sampling(
-    task: ExplainTask, nodes: int, device: Literal["auto", "cpu", "gpu"], local: bool
-) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """Return the function that executors run; it closes over plain values only."""
-
-    def sample(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return sample_batches(batches, task, nodes, task_device(device, local))
-
-    return sample
 
 
 def _commit(

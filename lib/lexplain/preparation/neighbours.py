@@ -6,26 +6,27 @@ Driver only, apart from the closures that it sends to the executors.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, task_device
+from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, on_task_device
 from lexplain.corpus import Staged
 from lexplain.errors import MethodError
-from lexplain.executor import REFERENCES_DDL, ExplainTask, reference_batches
+from lexplain.executor import ExplainTask
 from lexplain.keys import neighbours_key
 from lexplain.neighbours import Reference, ReferenceIndex, choose_layer
 from lexplain.plan import FindMethod, Plan
+from lexplain.sampling import REFERENCES_DDL, reference_batches
 from lexplain.schema import TABLES
 from lexplain.session import is_local
 from lexplain.tables import Tables, quote_list, quote_text
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from pyspark.sql import DataFrame
 
 MOST_DOCUMENTS = 5_000
@@ -78,7 +79,9 @@ def index_neighbours(
         folder = _index_folder(plan)
         progress.start("index neighbours", len(missing), "models")
         for model in missing:
-            _index(tables, plan, find_method, model, corpus if training is None else training, folder)
+            # `training` may also be there for models that were brought, which have not seen it
+            source = corpus if training is None or model.drawn is None else training
+            _index(tables, plan, find_method, model, source, folder)
             progress.advance(1)
         progress.finish(f"{len(missing)} models")
     return find_neighbours(tables, plan, find_method, models)
@@ -145,7 +148,8 @@ def _measure(tables: Tables, plan: Plan, task: ExplainTask, documents: DataFrame
     """Return what executors make of documents, in an order that does not depend on them."""
     tasks = max(1, -(-documents.count() // _TASK_DOCUMENTS))
     ordered = documents.repartition(tasks, "text_digest").sortWithinPartitions("text_digest")
-    measuring = _measuring(task, layer, plan.execution.device, is_local(tables.spark))
+    work = partial(reference_batches, task=task, layer=layer)
+    measuring = on_task_device(work, plan.execution.device, is_local(tables.spark))
     rows = ordered.mapInArrow(measuring, REFERENCES_DDL).toArrow()
     references = []
     for text, label, foremost, vectors, *tokens in zip(*rows.columns, strict=True):
@@ -153,14 +157,3 @@ def _measure(tables: Tables, plan: Plan, task: ExplainTask, documents: DataFrame
         states = vectors.values.flatten().to_numpy().reshape(len(vectors.values), -1)
         references.append(Reference(text.as_py(), label.as_py(), foremost.as_py(), states, ids, words, scores))
     return sorted(references, key=lambda each: (each.text, not each.foremost, each.label))
-
-
-def _measuring(
-    task: ExplainTask, layer: int | None, device: Literal["auto", "cpu", "gpu"], local: bool
-) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """Return the function that executors run; it closes over plain values only."""
-
-    def measure(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return reference_batches(batches, task, layer, task_device(device, local))
-
-    return measure
