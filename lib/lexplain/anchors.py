@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -21,11 +19,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor, nn
 
-from lexplain.errors import MethodError
+from lexplain.prepared_files import open_prepared, write_prepared
 
 Strategy = Literal["greedy", "maxcount"]
 
@@ -70,20 +67,10 @@ class Anchors:
     anchors: NDArray[np.int32]
 
     def save(self, folder: Path) -> Path:
-        """Write the table into `folder` under the digest of its content; one that is there already stays.
-
-        Returns:
-            The file.
-        """
+        """Write the table into `folder` under the digest of its content; return the file."""
         tensors = {"token_ids": np.ascontiguousarray(self.token_ids), "anchors": np.ascontiguousarray(self.anchors)}
         data = save(tensors, {"rule": json.dumps(asdict(self.rule), sort_keys=True)})
-        path = folder / f"anchors-{hashlib.sha256(data).hexdigest()[:20]}.safetensors"
-        if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-            part.write_bytes(data)
-            os.replace(part, path)
-        return path
+        return write_prepared(data, folder, "anchors")
 
     @classmethod
     def load(cls, path: str) -> Anchors:
@@ -92,19 +79,13 @@ class Anchors:
         Raises:
             MethodError: The file cannot be read.
         """
-        try:
-            return _load(path)
-        except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise MethodError(
-                f"anchors={path!r} cannot be read here ({error}). Every word's path would have been searched anew. "
-                "Write a sink.path or models.folder that driver and executors share."
-            ) from error
+        return _load(path)
 
 
 # a worker opens the same file for every batch; a table has megabytes
 @lru_cache(maxsize=8)
 def _load(path: str) -> Anchors:
-    with safe_open(path, framework="np") as file:
+    with open_prepared(path, "np") as file:
         rule = AnchorRule(**json.loads(file.metadata()["rule"]))
         return Anchors(rule, file.get_tensor("token_ids"), file.get_tensor("anchors"))
 

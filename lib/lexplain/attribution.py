@@ -146,11 +146,12 @@ class Attribution:
     training: Staged | None
     prepare: Callable[[Sequence[ExplainedModel]], Sequence[ExplainedModel]]
 
-    def explain(self, progress: Progress) -> str | None:
+    def explain(self, progress: Progress) -> tuple[str | None, float]:
         """Explain every document with every model that has not trained on it; finished chunks are left alone.
 
         Returns:
-            What the models ran on; None where nothing was left to do.
+            What the models ran on, None where nothing was left to do; and the seconds that explaining took: without
+            the preparation, which belongs to no document and is made once. `limits.device_hours` counts both.
 
         Raises:
             ModelError: Executors cannot load a model; before the first task.
@@ -166,10 +167,12 @@ class Attribution:
         progress.start("attribute", planned, "documents", planned - missing)
         self._check_rejected(counts)
         device = None
+        explaining_since = started
         models = self.models
         if pending:
             device = _check_models(self.tables.spark, self.plan, self.find_method, models)
             models = self.prepare(models)
+            explaining_since = time.monotonic()
             progress.start("attribute", planned, "documents", planned - missing)
         for wave in self._waves(models):
             for increment, bucket, owed in _group_chunks(pending, wave):
@@ -179,7 +182,7 @@ class Attribution:
                 self._check_rejected(counts)
                 self._check_hours((time.monotonic() - started) / 3600)
         progress.finish(f"{planned} (model, document) pairs, {missing} made now")
-        return device
+        return device, time.monotonic() - explaining_since
 
     def count_documents(self) -> dict[str, int]:
         """Return (model, document) pairs by status, checked against the ledger.

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lexplain.errors import MethodError
+from lexplain.prepared_files import open_prepared, write_prepared
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,11 +113,12 @@ class ReferenceIndex:
             distances=_sample_distances(vectors[foremost]),
         )
 
-    def save(self, path: Path) -> None:
-        """Write it as one safetensors file."""
-        from safetensors.torch import save_file
+    def save(self, folder: Path) -> Path:
+        """Write it into `folder` under the digest of its content; return the file."""
+        from safetensors.torch import save
 
-        save_file({name: getattr(self, name) for name in _TENSORS}, path, {"layer": str(self.layer)})
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        return write_prepared(save(tensors, {"layer": str(self.layer)}), folder, "neighbours")
 
     @classmethod
     def load(cls, path: str | Path) -> ReferenceIndex:
@@ -125,17 +127,9 @@ class ReferenceIndex:
         Raises:
             MethodError: It cannot be read.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "pt") as file:
-                layer = int(file.metadata()["layer"])
-                return cls(layer, **{name: file.get_tensor(name) for name in _TENSORS})
-        except (OSError, SafetensorError) as error:
-            raise MethodError(
-                f"neighbours={str(path)!r} cannot be read ({error}). Texts would have been explained without their "
-                "neighbours. Put the file back where executors read it, or write to a new sink."
-            ) from error
+        with open_prepared(path, "pt") as file:
+            layer = int(file.metadata()["layer"])
+            return cls(layer, **{name: file.get_tensor(name) for name in _TENSORS})
 
     def cut_off(self, quantile: float) -> float:
         """Return the distance below which a share of all pairs of documents lies; 1 cuts nothing off."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -157,9 +156,8 @@ class Run:
 
     def attribute(self) -> None:
         """Explain what is not explained yet, and check that every document is accounted for."""
-        before, started = self._attribution.count_statuses(), time.monotonic()
-        device = self._attribution.explain(self.progress)
-        seconds = time.monotonic() - started
+        before = self._attribution.count_statuses()
+        device, seconds = self._attribution.explain(self.progress)
         self._counts = self._attribution.count_documents()
         made = self._counts["explained"] - before["explained"]
         if made:

@@ -160,7 +160,7 @@ def test_a_table_that_is_not_there_is_told(tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"nothing")
     for path in (tmp_path / "missing.safetensors", broken):
-        with pytest.raises(MethodError, match=r"anchors='.*' cannot be read here.*Write a sink\.path"):
+        with pytest.raises(MethodError, match=r"prepared='.*' cannot be read here.*Write a sink\.path"):
             Anchors.load(str(path))
 
 

@@ -454,15 +454,18 @@ def test_the_cut_off_is_a_quantile_of_all_distances() -> None:
 
 def test_an_index_is_read_as_it_was_written(shelf: Shelf, tmp_path: Path) -> None:
     made = index(shelf.classifier("bert"), base="saliency")
-    made.save(tmp_path / "index.safetensors")
-    read = ReferenceIndex.load(tmp_path / "index.safetensors")
+    path = made.save(tmp_path / "prepared")
+    assert made.save(tmp_path / "prepared") == path
+    assert list(path.parent.iterdir()) == [path]
+    assert dataclasses.replace(made, layer=made.layer + 1).save(path.parent) != path
+    read = ReferenceIndex.load(path)
     for field in dataclasses.fields(ReferenceIndex):
         mine, theirs = getattr(read, field.name), getattr(made, field.name)
         assert torch.equal(mine, theirs) if isinstance(theirs, Tensor) else mine == theirs
         assert not isinstance(theirs, Tensor) or mine.dtype == theirs.dtype
     (tmp_path / "index.safetensors").write_bytes(b"nothing")
     for name in ("index", "other"):
-        with pytest.raises(MethodError, match="cannot be read"):
+        with pytest.raises(MethodError, match=r"prepared='.*' cannot be read here.*Write a sink\.path"):
             ReferenceIndex.load(tmp_path / f"{name}.safetensors")
     with pytest.raises(MethodError, match="references=0"):
         ReferenceIndex.build([], 1)

@@ -13,13 +13,16 @@ from pyspark.sql import Row, SparkSession
 import oracles
 from core.models import CLUES, save_trainable
 from lexplain.anchors import Anchors
+from lexplain.attribution import ExplainedModel
 from lexplain.classifier import Classifier
+from lexplain.corpus import Staged
 from lexplain.finetune import Recipe, fine_tune
 from lexplain.keys import path_key
 from lexplain.methods import find_method
 from lexplain.pipeline import Run
 from lexplain.preparation.anchors import prepare_anchors
-from spark.planted import load_plan, make_plan, plant, run_plan, write_json
+from lexplain.tables import Tables
+from spark.planted import RecordedProgress, load_plan, make_plan, plant, run_plan, write_json
 
 DIG = "discretized_integrated_gradients"
 OPTIONS = {"steps": 5, "neighbours": 20}
@@ -164,13 +167,12 @@ def test_the_key_is_of_what_paths_depend_on(folder: Path) -> None:
     assert len({key({}), *others}) == 6
 
 
-def test_a_sink_without_a_folder_has_no_table(first: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sink_without_a_folder_has_no_table(spark: SparkSession, caplog: pytest.LogCaptureFixture) -> None:
     """Executors could read no file of it: they search by themselves, and the job says so."""
-    document = {**plan(Path("/nowhere")), "sink": {"schema": "somewhere"}}
-    models = first.models
+    somewhere = load_plan({**plan(Path("/nowhere")), "sink": {"schema": "somewhere"}})
+    tables, corpus = Tables(spark, somewhere.sink), Staged("corpus", 1, 60)
+    models = [ExplainedModel(0, "key", "/nowhere/model-0", "digest", None)]
     with caplog.at_level(logging.WARNING):
-        made = prepare_anchors(
-            first.tables, load_plan(document), find_method, models, first.corpus, None, first.progress
-        )
+        made = prepare_anchors(tables, somewhere, find_method, models, corpus, None, RecordedProgress())
     assert made == models
     assert "each of them searches the paths of its own tokens" in caplog.text

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +13,13 @@ import pytest
 from pyspark.sql import Row, SparkSession
 
 from core.models import CLUES, save_classifier, save_trainable
+from lexplain.attribution import Attribution, ExplainedModel
 from lexplain.errors import MethodError
 from lexplain.neighbours import ReferenceIndex
 from lexplain.pipeline import Run
-from lexplain.preparation.neighbours import find_neighbours
-from lexplain.tables import quote_list, quote_text
+from lexplain.plan import Sink
+from lexplain.preparation.neighbours import find_neighbours, index_neighbours
+from lexplain.tables import Tables, quote_list, quote_text
 from spark.planted import make_plan, plant, run_plan, write_json
 
 OPTIONS = {"base": "saliency", "sign": "gradient_x_input", "quantile": 0.5}
@@ -73,10 +79,11 @@ def test_each_model_is_prepared_with_its_own_training_half(first: Run) -> None:
     staged = first.tables.read("staged").where(first.corpus.where)
     for model in first.models:
         row = rows[model.digest]
-        assert model.prepared == row["path"]
+        path = first.tables.folder / "prepared" / row["file"]  # type: ignore[operator]
+        assert model.prepared == str(path)
         assert model.drawn is not None
         trained = {each["text_digest"] for each in staged.where(model.drawn.sql("text_digest")).collect()}
-        index = ReferenceIndex.load(row["path"])
+        index = ReferenceIndex.load(path)
         assert row["n_references"] == len(index.texts) == len(trained)
         assert set(index.texts.tolist()) == {int(digest[:16], 16) >> 1 for digest in trained}
         assert row["layer"] == index.layer == 1 + row["layer_precision"].index(max(row["layer_precision"]))
@@ -138,3 +145,49 @@ def test_no_document_with_a_label_is_told(spark: SparkSession, folder: Path) -> 
     del empty["training"]
     with pytest.raises(MethodError, match=r"model .*references=0 documents"):
         run_plan(spark, empty)
+
+
+def test_a_sink_that_was_moved_finds_its_files(spark: SparkSession, tmp_path: Path, first: Run) -> None:
+    """The latest run's stored plan still names the old place."""
+    for name in ("neighbours", "prepared"):
+        shutil.copytree(first.tables.folder / name, tmp_path / name)  # type: ignore[operator]
+    moved = Tables(spark, Sink(path=str(tmp_path)))
+    found = find_neighbours(moved, first.plan, first.find_method, first.models)
+    assert {Path(str(model.prepared)).parent for model in found} == {tmp_path / "prepared"}
+    assert [Path(str(model.prepared)).name for model in found] == [
+        Path(str(model.prepared)).name for model in first.models
+    ]
+
+
+def test_a_lost_file_is_told_and_made_again(first: Run, caplog: pytest.LogCaptureFixture) -> None:
+    lost, kept = first.models
+    before = ReferenceIndex.load(str(lost.prepared)).texts.clone()
+    Path(str(lost.prepared)).unlink()
+    with caplog.at_level(logging.WARNING):
+        found = find_neighbours(first.tables, first.plan, first.find_method, first.models)
+    assert [model.prepared for model in found] == [None, kept.prepared]
+    assert f"neighbours={lost.prepared!r} is not there" in caplog.text
+    made = index_neighbours(
+        first.tables, first.plan, first.find_method, first.models, first.corpus, first.training, first.progress
+    )
+    assert made[1] == kept
+    assert ReferenceIndex.load(str(made[0].prepared)).texts.equal(before)
+    assert len(read_indexes(first)) == 2
+
+
+def test_the_time_of_preparation_is_not_that_of_explaining(spark: SparkSession, first: Run) -> None:
+    before = read_explanations(first)
+    spark.sql(f"DELETE FROM {first.tables.name('explanations')} WHERE explain_key = '{first.models[0].explain_key}'")
+
+    def prepare(models: Sequence[ExplainedModel]) -> Sequence[ExplainedModel]:
+        time.sleep(3.0)
+        return models
+
+    stage = Attribution(
+        first.tables, first.plan, first.find_method, first.models, first.corpus, first.training, prepare
+    )
+    started = time.monotonic()
+    device, seconds = stage.explain(first.progress)
+    assert device == "cpu"
+    assert 0.0 < seconds <= time.monotonic() - started - 3.0
+    assert read_explanations(first) == before

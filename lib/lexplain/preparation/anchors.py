@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import ceil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +21,7 @@ from lexplain.executor import ExplainTask
 from lexplain.keys import path_key
 from lexplain.methods.discretized import make_rule
 from lexplain.plan import FindMethod, Plan
+from lexplain.preparation.folders import prepared_folder
 from lexplain.sampling import PATHS_DDL, TOKENS_DDL, VOCABULARIES_DDL, path_batches, token_batches, vocabulary_batches
 from lexplain.session import count_slots, is_local
 from lexplain.tables import Tables, quote_list, quote_text
@@ -61,12 +61,12 @@ def prepare_anchors(
         Cost: on executors each model is opened once, each text is tokenised once more for each vocabulary, and each
         new token's path is searched, see `lexplain.anchors.AnchorFinder.find`.
     """
-    if plan.sink.path is None and plan.models.folder is None:
+    folder = prepared_folder(tables, plan)
+    if folder is None:
         logging.getLogger(__name__).warning(
             "sink.schema has no folder that executors read: each of them searches the paths of its own tokens"
         )
         return list(models)
-    folder = Path(plan.models.folder or str(plan.sink.path)) / "prepared"
     task = make_task(tables.spark, plan, find_method, as_tasks(models))
     groups = _group_models(tables, plan, find_method, models, task)
     progress.start("search paths", len(groups), "vocabularies")

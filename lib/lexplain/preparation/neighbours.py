@@ -5,7 +5,7 @@ Driver only, apart from the closures that it sends to the executors.
 
 from __future__ import annotations
 
-import uuid
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +21,7 @@ from lexplain.executor import ExplainTask
 from lexplain.keys import neighbours_key
 from lexplain.neighbours import Reference, ReferenceIndex, choose_layer
 from lexplain.plan import FindMethod, Plan
+from lexplain.preparation.folders import prepared_folder
 from lexplain.sampling import REFERENCES_DDL, reference_batches
 from lexplain.schema import TABLES
 from lexplain.session import is_local
@@ -42,11 +43,29 @@ _TASK_DOCUMENTS = 32
 def find_neighbours(
     tables: Tables, plan: Plan, find_method: FindMethod, models: Sequence[ExplainedModel]
 ) -> list[ExplainedModel]:
-    """Return the models with the paths of their indexes, as far as there are any."""
-    keys = {model.digest: neighbours_key(plan, find_method, model.digest) for model in models}
-    rows = tables.read("neighbours").where(f"neighbours_key IN ({quote_list(list(keys.values()))})")
-    found = {row["neighbours_key"]: row["path"] for row in rows.select("neighbours_key", "path").collect()}
-    return [replace(model, prepared=found.get(keys[model.digest])) for model in models]
+    """Return the models with the paths of their indexes, as far as there are any; a file that is lost is told."""
+    files = _list_files(tables, plan, find_method, models)
+    for path in files.values():
+        if not path.is_file():
+            logging.getLogger(__name__).warning(
+                "neighbours=%r is not there. Until it is, explain(text) fails. Put the file back, or explain new "
+                "documents: a run that has documents to explain makes it again",
+                str(path),
+            )
+    there = {digest: str(path) for digest, path in files.items() if path.is_file()}
+    return [replace(model, prepared=there.get(model.digest)) for model in models]
+
+
+def _list_files(
+    tables: Tables, plan: Plan, find_method: FindMethod, models: Sequence[ExplainedModel]
+) -> dict[str, Path]:
+    """Return the files of the table by model digest, whether they are there or not."""
+    folder = prepared_folder(tables, plan)
+    assert folder is not None  # the plan's check saw to it
+    keys = {neighbours_key(plan, find_method, model.digest): model.digest for model in models}
+    rows = tables.read("neighbours").where(f"neighbours_key IN ({quote_list(list(keys))})")
+    found = rows.select("neighbours_key", "file").collect()
+    return {keys[row["neighbours_key"]]: folder / row["file"] for row in found}
 
 
 def index_neighbours(
@@ -56,7 +75,8 @@ def index_neighbours(
     """Return the models with the paths of their indexes; those that are missing are made and committed.
 
     The references of a model that was fine-tuned here are its own training half; of one that was brought, the corpus.
-    An index is made once and stays: texts explained later are compared with the same documents.
+    An index is made once and stays: texts explained later are compared with the same documents. Only one whose file is
+    lost is made again.
 
     Args:
         tables: The sink.
@@ -68,40 +88,32 @@ def index_neighbours(
         progress: Told of the models.
 
     Raises:
-        MethodError: A model gives no document a label, or executors could not reach the file.
+        MethodError: A model gives no document a label.
 
     Note:
         Cost: at most 5000 documents a model, explained by the base method; with `layer: auto` a forward pass more of
         500. The driver holds the references of one model, about 6 KB a document.
     """
-    missing = [model for model in find_neighbours(tables, plan, find_method, models) if model.prepared is None]
+    files = _list_files(tables, plan, find_method, models)
+    missing = [model for model in models if model.digest not in files or not files[model.digest].is_file()]
     if missing:
-        folder = _index_folder(plan)
         progress.start("index neighbours", len(missing), "models")
         for model in missing:
-            # `training` may also be there for models that were brought, which have not seen it
+            # models that were brought may come with `training` too, for its labels
             source = corpus if training is None or model.drawn is None else training
-            _index(tables, plan, find_method, model, source, folder)
+            _index(tables, plan, find_method, model, source, lost=model.digest in files)
             progress.advance(1)
         progress.finish(f"{len(missing)} models")
     return find_neighbours(tables, plan, find_method, models)
 
 
-def _index_folder(plan: Plan) -> Path:
-    parent = plan.sink.path or plan.models.folder
-    if parent is None:
-        raise MethodError(
-            f"method.id={plan.method.id!r} with sink.schema and models.uris has no folder for its index of documents. "
-            "It would have lain on the driver's own disk, out of the executors' reach. Write sink.path, a folder that "
-            "driver and executors mount."
-        )
-    return Path(parent) / "prepared"
-
-
 def _index(
-    tables: Tables, plan: Plan, find_method: FindMethod, model: ExplainedModel, source: Staged, folder: Path
+    tables: Tables, plan: Plan, find_method: FindMethod, model: ExplainedModel, source: Staged, *, lost: bool
 ) -> None:
-    """Make a model's index; of jobs that do so at once the first one's row decides which file is read."""
+    """Make a model's index; of jobs that do so at once the first one's row decides which file is read.
+
+    Where the file of a row is lost, the new row takes its place.
+    """
     key = neighbours_key(plan, find_method, model.digest)
     # Labels are those predicted, whatever the plan explains.
     task = replace(make_task(tables.spark, plan, find_method, as_tasks([model])), top_k=None)
@@ -120,16 +132,17 @@ def _index(
         index = ReferenceIndex.build(references, layer)
     except MethodError as error:
         raise MethodError(f"model {model.folder!r}: {error}") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    # A name of its own: another job may be making the same index.
-    path = folder / f"{key}-{uuid.uuid4().hex[:8]}.safetensors"
-    index.save(path)
+    folder = prepared_folder(tables, plan)
+    assert folder is not None  # the plan's check saw to it
     values = {
         "neighbours_key": key, "model_digest": model.digest, "corpus_key": source.key, "n_references": len(references),
-        "layer": layer, "layer_precision": precisions, "path": str(path),
+        "layer": layer, "layer_precision": precisions, "file": index.save(folder).name,
     }  # fmt: skip
     rows = tables.spark.createDataFrame([values], TABLES["neighbours"].schema)
-    tables.add_first(rows, "neighbours", unless=f"present.neighbours_key = {quote_text(key)}")
+    if lost:
+        tables.replace(rows, "neighbours", where=f"neighbours_key = {quote_text(key)}")
+    else:
+        tables.add_first(rows, "neighbours", unless=f"present.neighbours_key = {quote_text(key)}")
 
 
 def _draw(tables: Tables, model: ExplainedModel, source: Staged, most: int) -> DataFrame:
