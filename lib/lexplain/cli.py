@@ -192,9 +192,12 @@ def show_keywords(console: Console, run: Run, key: str) -> None:
             " GROUP BY drop_reason ORDER BY n DESC"
         ).collect()
         if not dropped:
+            advice = "Look at the models' F1 in the table models: train longer, or lower the probability."
+            if run.plan.models.base is None:
+                advice = "Look at the column probability of the table explanations, and lower keywords.probability."
             console.print(
                 f"No keyword: no prediction above keywords.probability={run.plan.keywords.probability} counted as evidence "
-                f"({run.plan.evidence}). Look at the models' F1 in the table models: train longer, or lower the probability."
+                f"({run.plan.evidence}). {advice}"
             )
             return
         why = ", ".join(f"{row['drop_reason']} {row['n']}" for row in dropped)
@@ -309,12 +312,14 @@ def compare_command(
         keys = []
         for name in (first, second):
             found = opened.spark.sql(
-                f"SELECT keyword_key FROM {opened.name('runs')} WHERE (name = {quote_text(name)} OR keyword_key ="
-                f" {quote_text(name)}) AND keyword_key IS NOT NULL ORDER BY finished_at DESC LIMIT 1"
+                f"SELECT keyword_key FROM {opened.name('runs')} WHERE name = {quote_text(name)} AND keyword_key IS NOT NULL"
+                " ORDER BY finished_at DESC LIMIT 1"
             ).collect()
+            found += opened.read("keywords").where(f"keyword_key = {quote_text(name)}").select("keyword_key").head(1)
             if not found:
                 raise ExplainError(
-                    f"{name!r} names no keyword table in {str(tables)!r}. Nothing could be compared. Write a plan's name."
+                    f"{name!r} names no keyword table in {str(tables)!r}. Nothing could be compared. Write a plan's name, or "
+                    "a keyword_key of the table keywords."
                 )
             keys.append(found[0]["keyword_key"])
         rows = compare_lists(opened, keys[0], keys[1])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lexplain.attribution import Attribution, ExplainedModel, Progress, register_explain
 from lexplain.corpus import Staged, check_seen, list_labels, stage
-from lexplain.errors import LimitError, ModelError, PlanError, redact
+from lexplain.errors import CorpusError, LimitError, ModelError, PlanError, redact
 from lexplain.executor import ModelTask
 from lexplain.keys import corpus_key, keyword_key, run_id
 from lexplain.keywords import PHRASES, WORDS, describe_evidence, rank_keywords, sum_words
@@ -54,6 +54,7 @@ class Run:
     tracker: RunTracker | None
     record: dict[str, Any]
     _opened_at: int = 0
+    _before: Mapping[str, Any] | None = None  # the record of an earlier start
     _staged: dict[str, Staged] = field(default_factory=dict)
     _models: list[ExplainedModel] = field(default_factory=list)
     _regression: bool = False
@@ -226,11 +227,14 @@ class Run:
         if key in self._staged:
             return self._staged[key]
         pinned = self._pinned(source, name)
+        self.progress.start(f"read {name}", 1, "source")
         if pinned is None:
-            self.progress.start(f"read {name}", 1, "source")
             pinned = stage(self.tables, source, name=name, chunk_documents=self.plan.execution.chunk_documents)
-            self.progress.advance(1)
-            self.progress.finish(f"{pinned.n_documents} documents staged")
+            said = "staged"
+        else:
+            said = "as the unfinished run found them; what has come since is for the next run"
+        self.progress.advance(1)
+        self.progress.finish(f"{pinned.n_documents} documents {said}")
         self._pin(pinned)
         self._staged[key] = pinned
         return pinned
@@ -271,6 +275,17 @@ class Run:
         if changed or status != "finished":
             self._log_results(self.tracker, status)
         self.tracker.finish("FINISHED" if status == "finished" else "FAILED")
+
+    def refuse(self, detail: str) -> None:
+        """Leave the run as it was before this start, whose input was refused: the next start looks at it again."""
+        if self._before is None:
+            self.record |= dict.fromkeys(("corpus_snapshot", "training_snapshot"))
+            self.finish("failed", detail)
+            return
+        # What was made before is what the keyword tables show; a failed run would go on with its pinned input, too.
+        _write_record(self.tables, self._before)
+        if self.tracker is not None:
+            self.tracker.finish("FINISHED" if self._before["status"] == "finished" else "FAILED")
 
     def _log_results(self, tracker: RunTracker, status: str) -> None:
         counts = self.record["documents_by_status"] or {}
@@ -334,12 +349,19 @@ def open_run(
             )  # fmt: skip
             tracker.log_plan(plan.to_yaml())
         tables.sign_commits({"run_id": identity, "mlflow_run_id": "" if tracker is None else tracker.mlflow_run_id})
-        record = _open_record(tables, plan, identity, None if tracker is None else tracker.mlflow_run_id)
-        run = Run(plan, find_method, tables, progress, identity, locations, tracker, record, _opened_at=tables.commits)
+        before = _read_record(tables, identity)
+        record = _open_record(tables, plan, identity, before, None if tracker is None else tracker.mlflow_run_id)
+        run = Run(
+            plan, find_method, tables, progress, identity, locations, tracker, record, _opened_at=tables.commits,
+            _before=before,
+        )  # fmt: skip
         try:
             yield run
         except LimitError as error:
             run.finish("stopped", str(error))
+            raise
+        except CorpusError as error:
+            run.refuse(f"{type(error).__name__}: {error}"[:2000])
             raise
         except BaseException as error:
             try:
@@ -375,13 +397,17 @@ def open_tables(spark: SparkSession, sink: Sink, find_method: FindMethod) -> Tab
     return tables
 
 
-def _open_record(tables: Tables, plan: Plan, identity: str, mlflow_run_id: str | None) -> dict[str, Any]:
+def _read_record(tables: Tables, identity: str) -> dict[str, Any] | None:
     rows = tables.read("runs").where(f"run_id = {quote_text(identity)}").collect()
-    record: dict[str, Any] = {name: None for name, _, _ in TABLES["runs"].columns}
-    if rows:
-        record |= rows[0].asDict()
+    return rows[0].asDict(recursive=True) if rows else None
+
+
+def _open_record(
+    tables: Tables, plan: Plan, identity: str, before: Mapping[str, Any] | None, mlflow_run_id: str | None
+) -> dict[str, Any]:
+    record: dict[str, Any] = {name: None for name, _, _ in TABLES["runs"].columns} | dict(before or {})
     # A finished run looks for new documents; an unfinished one goes on with the input of its first start.
-    record["resumed"] = bool(rows) and record["status"] != "finished"
+    record["resumed"] = before is not None and record["status"] != "finished"
     record |= {
         "run_id": identity, "name": plan.name, "status": "running", "plan": plan.to_yaml(), "corpus_key": corpus_key(plan.corpus),
         "started_at": record["started_at"] or datetime.now(UTC), "detail": None, "mlflow_run_id": mlflow_run_id, "versions": _versions(),

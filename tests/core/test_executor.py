@@ -247,8 +247,9 @@ def test_nan_on_the_way_is_a_row_with_a_reason(shelf: Shelf, models: ModelCache,
     broken = plant_nan(shelf.folder(family), "bank", tmp_path / "broken")
     model = model_task(broken)
     if method.prepares(method.complete_options({})) == "neighbours":
-        build_index(Classifier.load(broken), base="saliency").save(tmp_path / "index.safetensors")
-        model = dataclasses.replace(model, prepared=str(tmp_path / "index.safetensors"))
+        model = dataclasses.replace(
+            model, prepared=str(build_index(Classifier.load(broken), base="saliency").save(tmp_path))
+        )
     has_baseline = "baseline" in method.options
     options = QUICK.get(name, {}) | ({"baseline": "bank"} if has_baseline else {})
     task = make_task(model, method=name, options=method.complete_options(options))

@@ -366,14 +366,15 @@ class Method:
             return [Problem(field, value, f"is no option of {self.id}", "It would have been ignored",
                             f"Write {suggest(name, self.options) or known}")]  # fmt: skip
         consequence = "The scores would not have been those of the method"
+        remedy = "Leave it out" if option.default is None else f"Write {name}: {option.default}, or leave it out"
         if not option.accepts(value):
             rule = f"must be {option.describe()}"
-            return [Problem(field, value, rule, consequence, f"Write {name}: {option.default}, or leave it out")]
+            return [Problem(field, value, rule, consequence, remedy)]
         if option.range is not None and isinstance(value, int | float):
             low, high = option.range
             if not low <= value <= high:
                 rule = f"must be between {low:g} and {high:g}"
-                return [Problem(field, value, rule, consequence, f"Write {name}: {option.default}, or leave it out")]
+                return [Problem(field, value, rule, consequence, remedy)]
         return []
 
 
