@@ -505,7 +505,7 @@ def _check_sink(plan: Plan, sure: Sure) -> Iterator[Problem]:
 
 def _check_files(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
     """Check that local files are there, and models what they must be; a schema's plan may be written on another machine than it runs on."""
-    if plan.sink.schema is not None:
+    if plan.sink.path is None:
         return
     sources = [("corpus.path", plan.corpus.path), ("training.path", plan.training.path if plan.training else None)]
     models = [("models.base", plan.models.base)]
