@@ -286,8 +286,7 @@ class Classifier:
         Returns:
             (B, C), float32 or longer; a one-logit model's z gives (-z, z), a regression's output stays as it is.
         """
-        inputs = {"inputs_embeds": embeddings.to(self.dtype), "attention_mask": mask.long()}
-        return self._forward(inputs, token_types)
+        return self._forward(self._name_inputs(embeddings, mask, token_types))
 
     def count_layers(self) -> int:
         """Return how many hidden layers the model has, without what the first is given.
@@ -331,11 +330,8 @@ class Classifier:
         # transformers' own output_hidden_states leaves hooks behind
         hooks = [layers[0].register_forward_pre_hook(keep_given)]
         hooks += [layer.register_forward_hook(keep_made) for layer in layers]
-        inputs = {"inputs_embeds": embeddings.to(self.dtype), "attention_mask": mask.long()}
-        if token_types is not None and self._takes_token_types:
-            inputs["token_type_ids"] = token_types
         try:
-            self.model.base_model(**inputs)
+            self.model.base_model(**self._name_inputs(embeddings, mask, token_types))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -414,9 +410,14 @@ class Classifier:
             return [label for label in ranked if values[label] > 0.5]
         return ranked[:1]
 
-    def _forward(self, inputs: dict[str, Tensor], token_types: Tensor | None) -> Tensor:
+    def _name_inputs(self, embeddings: Tensor, mask: Tensor, token_types: Tensor | None) -> dict[str, Tensor]:
+        """Return what the network is called with."""
+        inputs = {"inputs_embeds": embeddings.to(self.dtype), "attention_mask": mask.long()}
         if token_types is not None and self._takes_token_types:
             inputs["token_type_ids"] = token_types
+        return inputs
+
+    def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
         logits: Tensor = self.model(**inputs).logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return torch.cat([-logits, logits], dim=-1) if self.problem == "binary" else logits
@@ -434,7 +435,7 @@ class Classifier:
         try:
             for group in (windows[:1], windows[1:], windows):
                 batch = self.collate(group)
-                from_ids = self._forward({"input_ids": batch.ids, "attention_mask": batch.mask.long()}, None)
+                from_ids = self._forward({"input_ids": batch.ids, "attention_mask": batch.mask.long()})
                 logits += [from_ids, self.logits(self.embed(batch.ids), batch.mask, None)]
         except (
             TypeError,

@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 
 DONE, FAILED, BAD_PLAN, PARTLY_DONE = 0, 1, 2, 3
 
-# Of a pass, for one text.
-_BUDGET_TOKENS = 2048
-
 # Of the text whose cost `lexplain methods` tells.
 _LISTED_TOKENS = 128
 
@@ -446,19 +443,20 @@ def _explain_text(
     """Yield a title and an explanation for each method and label; every refusal is raised at once, before the first."""
     from lexplain.classifier import Classifier
     from lexplain.engine import Explainer, Rejection
-    from lexplain.executor import choose_device, decode_document
+    from lexplain.executor import choose_budget, choose_device, decode_document
 
     settings = TextSettings()
     decode_document(text, settings.max_characters)
     chosen = _choose_methods(methods)
-    classifier = Classifier.load(folder, device=choose_device("auto", [], local_partition=0))
+    device = choose_device("auto", [], local_partition=0)
+    classifier = Classifier.load(folder, device=device)
     max_tokens = min(settings.max_tokens, classifier.max_tokens)
     explainers, refused = [], []
     for method, options, title in chosen:
         try:
             explainers.append((title, Explainer(
                 classifier, method, options, max_tokens=max_tokens, overlap=min(settings.overlap, max_tokens // 8),
-                max_windows=settings.max_windows, merge=settings.merge, budget_tokens=_BUDGET_TOKENS, top_k=top, label=label,
+                max_windows=settings.max_windows, merge=settings.merge, budget_tokens=choose_budget(device), top_k=top, label=label,
             )))  # fmt: skip
         except ModelError as error:
             refused.append(str(error))

@@ -197,8 +197,8 @@ class Explainer:
             Runs on: executor. Cost: one forward pass a window, then what the method takes for each window;
             targets of one window share the forward part.
         """
-        self._predict([document for document in documents.distinct if document.rejection is None])
-        for batch in self._batches([document for document in documents.distinct if document.rejection is None]):
+        self._predict(documents.readable)
+        for batch in self._batches(documents.readable):
             self._attribute(batch)
         outcomes = {id(document): self._close(document) for document in documents.distinct}
         return [outcomes[id(document)] for document in documents.in_order]
@@ -290,20 +290,9 @@ class Explainer:
 
     def list_tokens(self, documents: Documents) -> list[int]:
         """Return the distinct content tokens of texts that `read_texts` has read, ascending."""
-        windows = [
-            window
-            for document in documents.distinct
-            if document.rejection is None
-            for window in document.encoding.windows
-        ]
-        return sorted(
-            {
-                token
-                for window in windows
-                for token, special in zip(window.ids, window.special, strict=True)
-                if not special
-            }
-        )
+        windows = [window for document in documents.readable for window in document.encoding.windows]
+        pairs = [pair for window in windows for pair in zip(window.ids, window.special, strict=True)]
+        return sorted({token for token, special in pairs if not special})
 
     def sample_paths(self, documents: Documents, nodes: int) -> list[SampledPath]:
         """Return the derivatives along the line from baseline to input: what a calibration is fitted to.
@@ -355,8 +344,8 @@ class Explainer:
 
     def _first_windows(self, documents: Documents) -> Iterator[list[_Row]]:
         """Yield the rows of each text's first window, those of one window together, in batches."""
-        self._predict([document for document in documents.distinct if document.rejection is None])
-        for batch in self._batches([document for document in documents.distinct if document.rejection is None]):
+        self._predict(documents.readable)
+        for batch in self._batches(documents.readable):
             rows = [row for row in batch if row.number == 0]
             if rows:
                 yield rows
@@ -525,6 +514,11 @@ class Documents:
 
     in_order: list[_Document]
     distinct: list[_Document]
+
+    @property
+    def readable(self) -> list[_Document]:
+        """The distinct texts that nothing was found against so far."""
+        return [document for document in self.distinct if document.rejection is None]
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -208,6 +208,11 @@ def choose_device(
     return "cpu"
 
 
+def choose_budget(device: str) -> int:
+    """Return how many tokens x points a pass holds on a torch device where nobody says."""
+    return _BUDGET_TOKENS[device.partition(":")[0]]
+
+
 def describe_device(device: str) -> str:
     """Return a torch device by the name that people know: `cpu`, or the GPU's."""
     if device == "cpu":
@@ -300,7 +305,7 @@ def open_explainer(task: ExplainTask, model: ModelTask, device: str) -> Explaine
         overlap=task.overlap,
         max_windows=task.max_windows,
         merge=task.merge,
-        budget_tokens=task.budget_tokens or _BUDGET_TOKENS[device.partition(":")[0]],
+        budget_tokens=task.budget_tokens or choose_budget(device),
         top_k=task.top_k,
         prepared=_open_prepared(task, model),
     )

@@ -178,10 +178,8 @@ def read_config(folder: str, *, explained: bool) -> SimpleNamespace | None:
         explained: As in `check_folder`.
     """
     try:
-        config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        config = _open_folder(folder)[1]
+    except (ModelError, OSError, ValueError):
         return None
     named = {_ATTRIBUTES.get(str(name), str(name)): value for name, value in config.items()}
     return SimpleNamespace(**(named if explained else named | {"problem_type": None}))
@@ -200,15 +198,7 @@ def check_folder(field: str, folder: str, *, max_tokens: int, explained: bool, a
         allow_pickle: Whether a ready classifier may have pickled weights.
     """
     try:
-        paths = {
-            part + path.name: str(path)
-            for part in _PARTS if Path(folder, part).is_dir()
-            for path in Path(folder, part).iterdir() if path.is_file()
-        }  # fmt: skip
-        files = _flatten(paths, folder)
-        config = json.loads(Path(files["config.json"]).read_text(encoding="utf-8"))
-        if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-            raise ValueError("it names no model_type")
+        files, config = _open_folder(folder)
     except ModelError:
         yield Problem(field, folder, "has no config.json", "Every task would have failed while it loads the model",
                       "Write the folder that save_pretrained wrote")  # fmt: skip
@@ -224,6 +214,26 @@ def check_folder(field: str, folder: str, *, max_tokens: int, explained: bool, a
     if positions is not None and max_tokens > positions:
         yield Problem("text.max_tokens", max_tokens, f"must be at most {positions}, the positions of {field}={folder!r}",
                       "Every longer text would have failed inside the model", f"Write max_tokens: {positions}")  # fmt: skip
+
+
+def _open_folder(folder: str) -> tuple[Mapping[str, str], dict[str, Any]]:
+    """Return the files of a local checkpoint by name, and its config.
+
+    Raises:
+        ModelError: There is no config.json.
+        ValueError: It is no config.
+        OSError: It cannot be read.
+    """
+    paths = {
+        part + path.name: str(path)
+        for part in _PARTS if Path(folder, part).is_dir()
+        for path in Path(folder, part).iterdir() if path.is_file()
+    }  # fmt: skip
+    files = _flatten(paths, folder)
+    config = json.loads(Path(files["config.json"]).read_text(encoding="utf-8"))
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ValueError("it names no model_type")
+    return files, config
 
 
 def _check_files(field: str, folder: str, files: Mapping[str, str], *, allow_pickle: bool) -> Iterator[Problem]:

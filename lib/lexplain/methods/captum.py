@@ -8,7 +8,6 @@ Shape letters: B rows, S tokens, N points, T content tokens of a row, D embeddin
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lexplain.methods import Attribution, Evaluate, Inputs, method
+from lexplain.methods.hooks import replaced_logits
 from lexplain.methods.noise import measure_spread
 from lexplain.methods.units import count_tokens, number_units
 
@@ -163,7 +163,7 @@ def deep_lift(evaluate: Evaluate, inputs: Inputs, *, baseline: str = "mask") -> 
 
         length = int(inputs.mask[row.number].sum())
         layers = _TextCNNLayers(model, length)
-        with _replaced_logits(model, layers):
+        with replaced_logits(model, lambda given, _: layers(given["inputs_embeds"])):
             found: Tensor = DeepLift(_Scored(row.score, layers)).attribute(row.x, row.baseline)
         return found[0].sum(-1)
 
@@ -352,20 +352,3 @@ class _Scored(nn.Module):
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return (N,) the scores of (N, T, D)."""
         return self.score(embeddings)
-
-
-@contextmanager
-def _replaced_logits(model: nn.Module, layers: _TextCNNLayers) -> Iterator[None]:
-    """Let the model's logits come from these layers, for calls of this thread: another explainer may be using it."""
-    thread = threading.get_ident()
-
-    def replace(module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], output: Any) -> Any:
-        if threading.get_ident() == thread:
-            output.logits = layers(inputs["inputs_embeds"])
-        return output
-
-    handle = model.register_forward_hook(replace, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()

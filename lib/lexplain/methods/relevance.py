@@ -11,13 +11,12 @@ Shape letters: B rows, N points of one pass, S tokens, D embedding, H filter wid
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -25,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from lexplain.errors import ModelError
 from lexplain.methods import Attribution, Evaluate, Inputs, method
 from lexplain.methods.gradients import measure_products, visit_inputs
+from lexplain.methods.hooks import replaced_logits
 
 if TYPE_CHECKING:
     from lexplain.textcnn import TextCNNForSequenceClassification
@@ -150,31 +150,19 @@ def _choose_rule(config: Any, rule: Rule, bias_factor: float) -> Rule:
 # --- TextCNN ----------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _textcnn_rules(model: TextCNNForSequenceClassification, eps: float, bias_factor: float) -> Iterator[None]:
-    """Let the gradient of a logit with respect to the embeddings be their relevance.
+def _textcnn_rules(
+    model: TextCNNForSequenceClassification, eps: float, bias_factor: float
+) -> AbstractContextManager[None]:
+    """Let the gradient of a logit with respect to the embeddings be their relevance."""
 
-    Only for calls of this thread: another explainer may be using the model.
-    """
-    thread = threading.get_ident()
+    def make(inputs: Mapping[str, Any], logits: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return logits
+        mask = inputs["attention_mask"].bool()
+        made: Tensor = _TextCNNRelevance.apply(inputs["inputs_embeds"], logits.detach(), mask, model, eps, bias_factor)
+        return made
 
-    def replace_logits(module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any], output: Any) -> Any:
-        if threading.get_ident() == thread and torch.is_grad_enabled():
-            output.logits = _TextCNNRelevance.apply(
-                inputs["inputs_embeds"],
-                output.logits.detach(),
-                inputs["attention_mask"].bool(),
-                model,
-                eps,
-                bias_factor,
-            )
-        return output
-
-    handle = model.register_forward_hook(replace_logits, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
+    return replaced_logits(model, make)
 
 
 class _TextCNNRelevance(torch.autograd.Function):
