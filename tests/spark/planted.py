@@ -60,16 +60,20 @@ def make_plan(folder: Path, **changes: Any) -> dict[str, Any]:
     return {key: value for key, value in plan.items() if value is not None}
 
 
-def load_plan(plan: Mapping[str, Any]) -> Plan:
-    return Plan.parse(yaml.safe_dump(dict(plan)), find_method)
+def load_plan(plan: Mapping[str, Any], *, check_files: bool = True) -> Plan:
+    return Plan.parse(yaml.safe_dump(dict(plan)), find_method, check_files=check_files)
 
 
 def run_plan(
-    spark: SparkSession, plan: Mapping[str, Any], *, stages: Sequence[str] = ("fine_tune", "attribute", "aggregate")
+    spark: SparkSession,
+    plan: Mapping[str, Any],
+    *,
+    stages: Sequence[str] = ("fine_tune", "attribute", "aggregate"),
+    check_files: bool = True,
 ) -> Run:
     """Run stages of a plan as the command line does; what was printed is in `run.progress.text`."""
     progress = RecordedProgress()
-    with open_run(spark, load_plan(plan), find_method, progress) as run:
+    with open_run(spark, load_plan(plan, check_files=check_files), find_method, progress) as run:
         for stage in stages:
             getattr(run, stage)()
         run.finish("finished")
