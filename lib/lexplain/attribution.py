@@ -79,6 +79,8 @@ class ExplainedModel:
         explain_key: Key of its explanations.
         folder: Where executors read it.
         digest: What `digest_folder` gave for it.
+        labels: What it tells apart.
+        problem: What `lexplain.classifier.read_outputs` tells of its head; None in rows of an older lexplain.
         drawn: The split it was fine-tuned on; None for a model the user brought.
         prepared: What `lexplain.preparation` made for it; None where there is nothing.
     """
@@ -87,6 +89,8 @@ class ExplainedModel:
     explain_key: str
     folder: str
     digest: str
+    labels: tuple[str, ...]
+    problem: str | None
     drawn: Split | None
     prepared: str | None = None
 
@@ -125,6 +129,21 @@ def make_task(spark: SparkSession, plan: Plan, find_method: FindMethod, models: 
 
 
 @dataclass(frozen=True)
+class Explained:
+    """What a call of `Attribution.explain` did.
+
+    Attributes:
+        device: What the models ran on; None where nothing was left to do.
+        n_pairs: (model, document) pairs that it explained.
+        seconds: How long that took, without the preparation, which belongs to no document and is made once.
+    """
+
+    device: str | None
+    n_pairs: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Attribution:
     """The stage over one run's models and corpus.
 
@@ -146,12 +165,10 @@ class Attribution:
     training: Staged | None
     prepare: Callable[[Sequence[ExplainedModel]], Sequence[ExplainedModel]]
 
-    def explain(self, progress: Progress) -> tuple[str | None, float]:
+    def explain(self, progress: Progress) -> Explained:
         """Explain every document with every model that has not trained on it; finished chunks are left alone.
 
-        Returns:
-            What the models ran on, None where nothing was left to do; and the seconds that explaining took: without
-            the preparation, which belongs to no document and is made once. `limits.device_hours` counts both.
+        `limits.device_hours` counts the preparation too.
 
         Raises:
             ModelError: Executors cannot load a model; before the first task.
@@ -168,7 +185,7 @@ class Attribution:
         self._check_rejected(counts)
         device = None
         explaining_since = started
-        models = self.models
+        models, explained = self.models, 0
         if pending:
             device = _check_models(self.tables.spark, self.plan, self.find_method, models)
             models = self.prepare(models)
@@ -178,11 +195,12 @@ class Attribution:
             for increment, bucket, owed in _group_chunks(pending, wave):
                 made = self._explain_chunk(wave, increment, bucket)
                 counts = {status: counts[status] + made[status] for status in STATUSES}
+                explained += made["explained"]
                 progress.advance(owed)
                 self._check_rejected(counts)
                 self._check_hours((time.monotonic() - started) / 3600)
         progress.finish(f"{planned} (model, document) pairs, {missing} made now")
-        return device, time.monotonic() - explaining_since
+        return Explained(device, explained, time.monotonic() - explaining_since)
 
     def count_documents(self) -> dict[str, int]:
         """Return (model, document) pairs by status, checked against the ledger.

@@ -22,12 +22,14 @@ from lexplain.plan import FindMethod, Plan, Sink, Source
 from lexplain.preparation import find_prepared, prepare_models
 from lexplain.schema import TABLES
 from lexplain.tables import Tables, quote_list, quote_text
-from lexplain.training import find_models, fine_tune_splits, key_of, take_models
+from lexplain.training import find_models, fine_tune_splits, read_model, take_models
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from lexplain.tracking import ModelLocation, RunTracker
+
+_SHOWN_LABELS = 10  # in a message
 
 
 def tracking_uri(plan: Plan) -> str | None:
@@ -57,7 +59,6 @@ class Run:
     _before: Mapping[str, Any] | None = None  # the record of an earlier start
     _staged: dict[str, Staged] = field(default_factory=dict)
     _models: list[ExplainedModel] = field(default_factory=list)
-    _regression: bool = False
     _counts: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -93,7 +94,6 @@ class Run:
         """
         if not self._models:
             models = self._find_models()
-            self._regression = self._is_regression(models)
             self._check_labels(models)
             self._take(find_prepared(self.tables, self.plan, self.find_method, models))
         return self._models
@@ -124,45 +124,41 @@ class Run:
     @property
     def labels(self) -> list[str]:
         """The labels of the models, by name."""
-        return self._list_labels(self.models)
-
-    def _list_labels(self, models: Sequence[ExplainedModel]) -> list[str]:
-        digests = quote_list([model.digest for model in models])
-        rows = self.tables.read("models").where(f"digest IN ({digests})").selectExpr("explode(labels) AS label")
-        return sorted(row["label"] for row in rows.distinct().collect())
-
-    def _is_regression(self, models: Sequence[ExplainedModel]) -> bool:
-        digests = quote_list([model.digest for model in models])
-        rows = self.tables.read("models").where(f"digest IN ({digests}) AND problem = 'regression'")
-        return bool(rows.head(1))
+        return sorted({label for model in self.models for label in model.labels})
 
     def _check_labels(self, models: Sequence[ExplainedModel]) -> None:
         """Refuse models whose labels meet neither the corpus's nor the plan's: every table would be empty."""
-        known = set(self._list_labels(models))
+        known = {label for model in models for label in model.labels}
         unknown = sorted(set(self.plan.keywords.labels) - known)
         if unknown:
             raise ModelError(
                 f"keywords.labels={unknown!r} are no labels of the models. Their tables would have been empty. "
                 f"Write labels out of: {', '.join(sorted(known))}."
             )
-        if self.plan.evidence == "predicted" or self._regression:
+        if self.plan.evidence == "predicted" or _are_regressions(models):
             return
         gold = set(list_labels(self.tables, self.corpus))
         if not gold & known:
             raise ModelError(
-                f"the models' labels {sorted(known)[:10]} and the corpus's {sorted(gold)[:10]} have none in common. No "
+                f"the models' labels {sorted(known)[:_SHOWN_LABELS]} and the corpus's {sorted(gold)[:_SHOWN_LABELS]} have none in common. No "
                 "prediction would have counted as a true positive. Set id2label in the models' config.json, or write "
                 "keywords.evidence: predicted."
+            )
+        unmet = sorted(gold - known)
+        if unmet:
+            shown = ", ".join(unmet[:_SHOWN_LABELS]) + (", ..." if len(unmet) > _SHOWN_LABELS else "")
+            self.progress.start("compare labels", 0, "labels")
+            self.progress.finish(
+                f"no model has {len(unmet)} of the corpus's {len(gold)} labels: {shown}; what a model predicts for a "
+                "document with no other label counts as wrong"
             )
 
     def attribute(self) -> None:
         """Explain what is not explained yet, and check that every document is accounted for."""
-        before = self._attribution.count_statuses()
-        device, seconds = self._attribution.explain(self.progress)
+        done = self._attribution.explain(self.progress)
         self._counts = self._attribution.count_documents()
-        made = self._counts["explained"] - before["explained"]
-        if made:
-            self.record |= {"device": device, "documents_per_second": made / seconds}
+        if done.n_pairs:
+            self.record |= {"device": done.device, "documents_per_second": done.n_pairs / done.seconds}
 
     @property
     def _attribution(self) -> Attribution:
@@ -186,7 +182,7 @@ class Run:
         """
         keys = [model.explain_key for model in self.models]
         self._counts = self._counts or self._attribution.count_documents()
-        if self._regression:
+        if _are_regressions(self.models):
             self.record["explain_keys"] = keys
             self.progress.start("aggregate", 0, "table")
             self.progress.finish(
@@ -388,13 +384,16 @@ def open_tables(spark: SparkSession, sink: Sink, find_method: FindMethod) -> Tab
         logging.getLogger(__name__).exception("explain(text) is not registered: the latest run's plan cannot be read")
         return tables
     for row in tables.read("models").where("split = 0").collect():
-        key = key_of(plan, find_method, row.asDict())
-        if key == runs[0]["explain_keys"][0]:
-            model = ExplainedModel(0, key, row["folder"], row["digest"], None)
+        model = read_model(plan, find_method, row.asDict())
+        if model.explain_key == runs[0]["explain_keys"][0]:
             (model,) = find_prepared(tables, plan, find_method, [model])
             task = ModelTask(0, None, model.folder, model.digest, model.prepared)
             register_explain(spark, plan, find_method, task)
     return tables
+
+
+def _are_regressions(models: Sequence[ExplainedModel]) -> bool:
+    return models[0].problem == "regression"  # one is as the others, or they are refused
 
 
 def _read_record(tables: Tables, identity: str) -> dict[str, Any] | None:

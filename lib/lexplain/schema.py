@@ -384,6 +384,8 @@ TABLES: dict[str, Table] = {
                 ("detail", "STRING", "why a run stopped or failed"),
             ),
             {"status_known": "status IN ('running', 'finished', 'stopped', 'failed')"},
+            # A run's row is replaced as its state changes: in a partition of its own no file need be read for that.
+            partition=("run_id",),
         ),
     )
 }

@@ -217,7 +217,7 @@ def _local_settings() -> dict[str, str]:
         "spark.sql.shuffle.partitions": "4",
         # A job's statements return with each chunk. Of 100 compiled classes, Spark's default, most were made anew
         # each time: a quarter of the CPU time of a small job.
-        "spark.sql.codegen.cache.maxEntries": "1000",
+        "spark.sql.codegen.cache.maxEntries": "2000",
         "spark.databricks.delta.snapshotPartitions": "2",
         "spark.databricks.delta.properties.defaults.checkpointInterval": "20",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "512",

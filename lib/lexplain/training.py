@@ -78,25 +78,20 @@ def find_models(
             f"models.splits={plan.models.splits}, but only {len(rows)} models are fine-tuned. Keywords would have come "
             "from fewer splits than the plan says. Run `lexplain fine-tune PLAN` first."
         )
-    return [
-        ExplainedModel(
-            split=row["split"],
-            explain_key=key_of(plan, find_method, row.asDict()),
-            folder=row["folder"],
-            digest=row["digest"],
-            drawn=Split(row["seed"], row["split"], row["draw"], row["test_share"]),
-        )
-        for row in sorted(rows, key=lambda row: int(row["split"]))
-    ]
+    return [read_model(plan, find_method, row.asDict()) for row in sorted(rows, key=lambda row: int(row["split"]))]
 
 
-def key_of(plan: Plan, find_method: FindMethod, row: Mapping[str, Any]) -> str:
-    """Return the explain_key of a row of `models`."""
+def read_model(plan: Plan, find_method: FindMethod, row: Mapping[str, Any]) -> ExplainedModel:
+    """Return the model of a row of `models`, with the key of what this plan makes of it."""
+    drawn = None
+    held_out: object = plan.models.corpus or row["split"]
     if row["seed"] is not None:
-        held_out: object = (row["seed"], row["split"], row["draw"], row["test_share"], row["training_snapshot"])
-    else:
-        held_out = plan.models.corpus or row["split"]
-    return explain_key(plan, find_method, row["digest"], held_out)
+        drawn = Split(row["seed"], row["split"], row["draw"], row["test_share"])
+        held_out = (row["seed"], row["split"], row["draw"], row["test_share"], row["training_snapshot"])
+    key = explain_key(plan, find_method, row["digest"], held_out)
+    return ExplainedModel(
+        row["split"], key, row["folder"], row["digest"], tuple(row["labels"]), row["problem"], drawn
+    )  # fmt: skip
 
 
 def fine_tune_splits(
@@ -294,19 +289,20 @@ def take_models(
                 f"models.uris={location.uri!r} ({problem}) has the labels {list(names)}, the first model ({first}) has "
                 f"{list(first_names)}. Words of different classes would have been compared. Bring models of one label set."
             )
-    models = []
+    rows: dict[str, dict[str, Any]] = {}
     for split, (location, (problem, names)) in enumerate(zip(locations, outputs, strict=True)):
         key = digest("given", location.digest, location.folder, split)
-        row: dict[str, Any] = {name: None for name, _, _ in TABLES["models"].columns}
-        row |= {"model_key": key, "split": split, "uri": redact(location.uri), "folder": location.folder,
-                "digest": location.digest, "labels": list(names), "problem": problem}  # fmt: skip
-        # an older lexplain did not write the problem, and of a one-logit model one label only
-        if not tables.read("models").where(f"model_key = {quote_text(key)} AND problem IS NOT NULL").head(1):
-            rows = tables.spark.createDataFrame([row], TABLES["models"].schema)
-            tables.replace(rows, "models", where=f"model_key = {quote_text(key)}")
-        explained = key_of(plan, find_method, row)
-        models.append(ExplainedModel(split, explained, location.folder, location.digest, None))
-    return models
+        rows[key] = {name: None for name, _, _ in TABLES["models"].columns} | {
+            "model_key": key, "split": split, "uri": redact(location.uri), "folder": location.folder,
+            "digest": location.digest, "labels": list(names), "problem": problem,
+        }  # fmt: skip
+    # an older lexplain did not write the problem, and of a one-logit model one label only
+    there = tables.read("models").where(f"model_key IN ({quote_list(list(rows))}) AND problem IS NOT NULL")
+    missing = rows.keys() - {row["model_key"] for row in there.select("model_key").collect()}
+    if missing:
+        added = tables.spark.createDataFrame([rows[key] for key in sorted(missing)], TABLES["models"].schema)
+        tables.replace(added, "models", where=f"model_key IN ({quote_list(sorted(missing))})")
+    return [read_model(plan, find_method, row) for row in rows.values()]
 
 
 def _read_outputs(location: ModelLocation) -> tuple[ProblemType, tuple[str, ...]]:

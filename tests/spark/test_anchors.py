@@ -171,7 +171,7 @@ def test_a_sink_without_a_folder_has_no_table(spark: SparkSession, caplog: pytes
     """Executors could read no file of it: they search by themselves, and the job says so."""
     somewhere = load_plan({**plan(Path("/nowhere")), "sink": {"schema": "somewhere"}})
     tables, corpus = Tables(spark, somewhere.sink), Staged("corpus", 1, 60)
-    models = [ExplainedModel(0, "key", "/nowhere/model-0", "digest", None)]
+    models = [ExplainedModel(0, "key", "/nowhere/model-0", "digest", ("a", "b"), "single_label", None)]
     with caplog.at_level(logging.WARNING):
         made = prepare_anchors(tables, somewhere, find_method, models, corpus, None, RecordedProgress())
     assert made == models

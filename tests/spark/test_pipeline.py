@@ -218,11 +218,13 @@ def test_models_the_user_brought(spark: SparkSession, folder: Path, labelled: Ru
         labelled.tables.read("models").where("split = 2").first()["mlflow_uri"]
     ]  # type: ignore[index]
     assert uris[2].startswith("models:/")
+    staged = labelled.tables.read("staged").where(labelled.corpus.where).select("doc_id", "text_digest").collect()
+    digests = {row["doc_id"]: row["text_digest"] for row in staged}
     documents = [
-        document | {"seen": " ".join(str(m.split) for m in found if m.drawn.trains_on(row["text_digest"]))}  # type: ignore[union-attr]
-        for document in plant(240, seed=1)
-        for row in [labelled.tables.read("staged").where(f"doc_id = '{document['doc_id']}'").first()]
-    ][:60]
+        document | {"seen": " ".join(str(m.split) for m in found if m.drawn.trains_on(digests[document["doc_id"]]))}  # type: ignore[union-attr]
+        for document in plant(240, seed=1)[:60]
+    ]
+    documents[0]["labels"] = ["weather"]
     write_json(tmp_path / "seen.jsonl", documents)
     corpus = {
         "path": str(tmp_path / "seen.jsonl"),
@@ -235,12 +237,18 @@ def test_models_the_user_brought(spark: SparkSession, folder: Path, labelled: Ru
     assert {(row["doc_id"], row["split"]) for row in rows} == {
         (doc_id, split) for doc_id, splits in seen.items() for split in range(3) if split not in splits
     }
+    assert "no model has 1 of the corpus's 4 labels: weather;" in run.progress.text  # type: ignore[attr-defined]
     unseen = {"path": corpus["path"], "columns": {"doc_id": "doc_id", "labels": "labels"}}
     twice = given | {"name": "twice", "corpus": unseen, "models": {"uris": [uris[0], uris[0]], "corpus": "unseen"}}
     with pytest.raises(ModelError, match="different models"):
         run_plan(spark, twice)
     with pytest.raises(CorpusError, match="from 0 to 1"):
         run_plan(spark, given | {"name": "fewer", "models": {"uris": uris[:2]}})
+    strangers = unseen | {"columns": {"doc_id": "doc_id", "labels": "doc_id"}}
+    with pytest.raises(ModelError, match="have none in common"):
+        run_plan(
+            spark, given | {"name": "strangers", "corpus": strangers, "models": {"uris": uris, "corpus": "unseen"}}
+        )
 
 
 def test_appended_documents_are_an_increment(spark: SparkSession, folder: Path, labelled: Run, tmp_path: Path) -> None:

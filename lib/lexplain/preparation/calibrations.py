@@ -88,6 +88,7 @@ def calibrate_models(
     if missing:
         progress.start("calibrate", len(missing), "models")
         owed = _count_owed(tables, corpus, missing)
+        fitted = 0
         for model in missing:
             count = owed[model.explain_key]
             calibration = None
@@ -99,8 +100,11 @@ def calibrate_models(
                         raise
                     logging.getLogger(__name__).warning("%s: points start equally spaced", error)
             _commit(tables, keys[model.digest], model, corpus, count, calibration)
+            fitted += calibration is not None
             progress.advance(1)
-        progress.finish(f"{len(missing)} models")
+        few = len(missing) - fitted
+        said = f"{fitted} models" + (f", {few} with too few documents start from evenly spaced points" if few else "")
+        progress.finish(said)
     return find_calibrations(tables, plan, find_method, models)
 
 
