@@ -19,12 +19,11 @@ from core.models import CLUES, save_trainable
 from lexplain.attribution import ExplainedModel, as_tasks, make_task, register_explain
 from lexplain.errors import AccountingError, CorpusError, LimitError, ModelError, TableError
 from lexplain.executor import MODELS, ModelTask
+from lexplain.keys import corpus_key
 from lexplain.keywords import compare_lists
 from lexplain.methods import find_method
 from lexplain.pipeline import Run
-from lexplain.plan import Sink
 from lexplain.schema import TABLES
-from lexplain.tables import Tables
 from spark.planted import load_plan, make_plan, plant, run_plan, write_json
 
 
@@ -194,20 +193,23 @@ def test_bad_documents_become_rows_with_reasons(
     assert run.record["documents_by_status"] == {"explained": 3, "no_label": 0, "settled": 0, "rejected": 24}
 
 
-def test_past_a_limit_the_run_stops_and_goes_on_later(spark: SparkSession, folder: Path, tmp_path: Path) -> None:
-    sink = {"path": str(tmp_path / "tables")}
-    models = make_plan(folder)["models"] | {"folder": str(folder / "tables" / "models")}
-    plan = make_plan(folder, limits={"device_hours": 1e-9}, models=models, sink=sink)
+def test_past_a_limit_the_run_stops_and_goes_on_later(
+    spark: SparkSession, folder: Path, labelled: Run, tmp_path: Path
+) -> None:
+    path = write_json(tmp_path / "limited.jsonl", plant(160, seed=9))
+    corpus = {"path": str(path), "columns": {"doc_id": "doc_id", "labels": "labels"}}
+    plan = make_plan(folder, name="limited") | {"corpus": corpus}
     with pytest.raises(LimitError, match="device_hours"):
-        run_plan(spark, plan)
-    tables = Tables(spark, Sink(path=str(tmp_path / "tables")))
-    done = tables.read("explanations").where("label_rank = 0").count()
-    assert tables.read("runs").first()["status"] == "stopped"  # type: ignore[index]
+        run_plan(spark, plan | {"limits": {"device_hours": 1e-9}})
+    ours = f"corpus_key = '{corpus_key(load_plan(plan).corpus)}'"
+    done = labelled.tables.read("explanations").where(f"{ours} AND label_rank = 0").count()
+    (stopped,) = labelled.tables.read("runs").where("name = 'limited'").collect()
+    assert stopped["status"] == "stopped"
     with pytest.raises(AccountingError, match="planned"):
-        run_plan(spark, make_plan(folder, models=models, sink=sink), stages=["aggregate"])
-    run = run_plan(spark, make_plan(folder, models=models, sink=sink))
-    total = sum(run.record["documents_by_status"].values())
-    assert 0 < done < total
+        run_plan(spark, plan, stages=["aggregate"])
+    run = run_plan(spark, plan)
+    assert run.run_id == stopped["run_id"]
+    assert 0 < done < sum(run.record["documents_by_status"].values()) == 3 * 160
     assert kept(run)["sport"][0] == "striker"
     assert run.record["status"] == "finished"
 
@@ -388,7 +390,7 @@ def test_the_sacx_preset_runs_from_the_same_models(spark: SparkSession, folder: 
 
 def test_a_schema_of_the_catalog_as_sink(spark: SparkSession, folder: Path, tmp_path: Path) -> None:
     spark.sql(f"CREATE SCHEMA IF NOT EXISTS words LOCATION '{tmp_path}/words'")
-    models = make_plan(folder)["models"] | {"folder": str(tmp_path / "models")}
+    models = make_plan(folder)["models"] | {"folder": str(tmp_path / "models"), "splits": 2}
     plan = make_plan(folder, sink=None, models=models, mlflow={"enabled": False}) | {"sink": {"schema": "words"}}
     first = run_plan(spark, plan)
     again = run_plan(spark, plan)
