@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lexplain.errors import DocumentError, ExplainError, LimitError, MethodError, ModelError, PlanError, TableError
-from lexplain.plan import Plan, Sink
+from lexplain.plan import Columns, Plan, Sink, Source
 from lexplain.plan import Text as TextSettings
 from lexplain.template import write_template
 from lexplain.terminal import (
@@ -503,6 +503,48 @@ def _choose_methods(listed: str) -> list[tuple[Method, Mapping[str, object], str
     if refused:
         raise MethodError("\n".join(refused))
     return chosen
+
+
+@app.command("textcnn")
+def textcnn_command(
+    folder: Annotated[Path, typer.Argument(help="Where the model goes.")],
+    texts: Annotated[Path, typer.Option(help="Documents whose words it knows: .csv .tsv .jsonl .parquet, a Delta folder.")],
+    column: Annotated[str, typer.Option(help="The column that holds the text.")] = "text",
+    vectors: Annotated[
+        Path | None, typer.Option(help="Word vectors, a line a word, which stay as they are; else they are drawn, and trained.")
+    ] = None,
+) -> None:  # fmt: skip
+    """Make a TextCNN to fine-tune, the convolutional network of Arras et al. 2016 over whole words.
+
+    Example: lexplain textcnn my-cnn --texts documents.csv; in a plan: models: {base: my-cnn, learning_rate: 1.0e-2}
+    """
+    with _terminal("textcnn", None) as terminal:
+        from lexplain.textcnn import read_vectors, save_textcnn
+
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ModelError(
+                f"folder={str(folder)!r} is there already. What it holds would have been overwritten. Write another one."
+            )
+        found = None if vectors is None else read_vectors(vectors)
+        documents = _read_texts(
+            terminal.open_session("lexplain textcnn"), Source(path=str(texts), columns=Columns(text=column))
+        )
+        save_textcnn(folder, documents, vectors=found, train_embeddings=found is None)
+        kind = "drawn vectors" if found is None else f"the vectors of {vectors}"
+        terminal.console.print(f"{folder}: a TextCNN over the words of {texts}, {kind}", markup=False)
+
+
+def _read_texts(spark: SparkSession, source: Source) -> Iterator[str]:
+    """Yield the documents of a source that are texts."""
+    from lexplain.executor import decode_document
+    from lexplain.sources import read_documents
+
+    settings = TextSettings()
+    for row in read_documents(spark, source, "texts").where("defect IS NULL").select("text").toLocalIterator():
+        try:
+            yield decode_document(row["text"], settings.max_characters)
+        except DocumentError:
+            continue  # no document of the plan either
 
 
 @app.command("fetch-jars")

@@ -229,6 +229,57 @@ def save_textcnn(
     ).save_pretrained(folder)  # fmt: skip
 
 
+def read_vectors(path: Path) -> tuple[list[str], NDArray[np.float32]]:
+    """Read word vectors from text: a line a word, then its D numbers, as GloVe and word2vec write them.
+
+    A first line of two numbers, word2vec's, is their count and size and no vector. A word may hold spaces, as in GloVe's
+    largest file.
+
+    Args:
+        path: The file, UTF-8.
+
+    Returns:
+        V words and their (V, D) vectors.
+
+    Raises:
+        ModelError: The file cannot be read, holds no vector, or a line has not as many numbers as the first.
+
+    Note:
+        Runs on: driver. Cost: V D numbers of 4 bytes.
+    """
+    words: list[str] = []
+    rows: list[NDArray[np.float32]] = []
+    size = 0
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                fields = line.rstrip().split(" ")
+                if number == 1 and len(fields) == 2 and all(field.isdecimal() for field in fields):
+                    continue
+                size = size or len(fields) - 1
+                try:
+                    row = np.array(fields[len(fields) - size :], dtype=np.float32)
+                except ValueError:
+                    row = np.empty(0, dtype=np.float32)
+                if size < 1 or len(fields) <= size or len(row) != size or not np.isfinite(row).all():
+                    raise ModelError(
+                        f"vectors={str(path)!r}: line {number} must be a word and {max(size, 1)} numbers, and is {line[:40]!r}. "
+                        "Words would have got the vectors of others. Mend the line, or pass a file of word vectors as text."
+                    )
+                words.append(" ".join(fields[: len(fields) - size]))
+                rows.append(row)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"vectors={str(path)!r} cannot be read ({error}). All words would have got drawn vectors. Pass a UTF-8 text "
+            "file, a line a word."
+        ) from error
+    if not rows:
+        raise ModelError(
+            f"vectors={str(path)!r} holds no vector. All words would have got drawn ones. Pass a file with a line a word."
+        )
+    return words, np.stack(rows)
+
+
 def _build_tokenizer(texts: Iterable[str], min_count: int, max_words: int) -> Tokenizer:
     """Return a tokenizer of whole words in lower case, the frequent ones of some texts."""
     # the same folding as a word's key

@@ -22,7 +22,7 @@ from lexplain.engine import Explainer
 from lexplain.errors import ModelError
 from lexplain.finetune import Recipe, fine_tune
 from lexplain.methods import find_method
-from lexplain.textcnn import TextCNNForSequenceClassification, find_windows, save_textcnn
+from lexplain.textcnn import TextCNNForSequenceClassification, find_windows, read_vectors, save_textcnn
 from lexplain.words import segment
 
 RECIPE = Recipe(epochs=8, patience=8, learning_rate=1e-2, batch_size=8, max_tokens=400)
@@ -266,3 +266,36 @@ def test_integrated_gradients_is_complete(shelf: Shelf) -> None:
         (found,) = outcome
         total = sum(score for _, score in found.words) + found.other_score
         assert total == pytest.approx(found.target_score - found.baseline_score, abs=0.02)
+
+
+@pytest.mark.parametrize("first", ["", "3 2\n"])
+def test_vectors_are_read_as_glove_and_word2vec_write_them(tmp_path: Path, first: str) -> None:
+    path = tmp_path / "vectors.txt"
+    path.write_text(first + "the 0.5 -1\n. . . 1e-3 2\nété 0 3 \n", encoding="utf-8")
+    words, vectors = read_vectors(path)
+    assert words == ["the", ". . .", "été"]
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors, [[0.5, -1.0], [1e-3, 2.0], [0.0, 3.0]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a 1 2\nb 1\n", "line 2 must be a word and 2 numbers"),
+        ("a 1 2\nb 1 x\n", "line 2 must be a word and 2 numbers"),
+        ("a 1 2\nb 1 nan\n", "line 2 must be a word and 2 numbers"),
+        ("a\n", "line 1 must be a word and 1 numbers"),
+        ("3 2\n", "holds no vector"),
+        ("", "holds no vector"),
+    ],
+)
+def test_files_that_are_no_vectors_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "vectors.txt"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ModelError, match=message):
+        read_vectors(path)
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_vectors(tmp_path / "none.txt")
+    path.write_bytes(b"caf\xe9 1 2\n")
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_vectors(path)
