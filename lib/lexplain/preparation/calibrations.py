@@ -102,9 +102,10 @@ def calibrate_models(
             _commit(tables, keys[model.digest], model, corpus, count, calibration)
             fitted += calibration is not None
             progress.advance(1)
-        few = len(missing) - fitted
-        said = f"{fitted} models" + (f", {few} with too few documents start from evenly spaced points" if few else "")
-        progress.finish(said)
+        rest = (
+            "" if fitted == len(missing) else "; the others keep evenly spaced points: documents too few to fit them to"
+        )
+        progress.finish(f"{fitted} of {len(missing)} models{rest}")
     return find_calibrations(tables, plan, find_method, models)
 
 
