@@ -80,7 +80,7 @@ class ExplainedModel:
         folder: Where executors read it.
         digest: What `digest_folder` gave for it.
         labels: What it tells apart.
-        problem: What `lexplain.classifier.read_outputs` tells of its head; None in rows of an older lexplain.
+        problem: What `lexplain.model_store.read_outputs` tells of its head; None in rows of an older lexplain.
         drawn: The split it was fine-tuned on; None for a model the user brought.
         prepared: What `lexplain.preparation` made for it; None where there is nothing.
     """
@@ -181,24 +181,25 @@ class Attribution:
         planned, counts = self._count_planned(), self.count_statuses()
         missing = sum(row["n_documents"] for row in pending)
         started = time.monotonic()
-        progress.start("attribute", planned, "documents", planned - missing)
-        self._check_rejected(counts)
+        progress.start("attribute", planned, "pairs", planned - missing)
+        self._check_rejected(counts, planned)
         device = None
         explaining_since = started
-        models, explained = self.models, 0
+        models, explained, begun = self.models, 0, False
         if pending:
             device = _check_models(self.tables.spark, self.plan, self.find_method, models)
             models = self.prepare(models)
             explaining_since = time.monotonic()
-            progress.start("attribute", planned, "documents", planned - missing)
+            progress.start("attribute", planned, "pairs", planned - missing)
         for wave in self._waves(models):
             for increment, bucket, owed in _group_chunks(pending, wave):
-                made = self._explain_chunk(wave, increment, bucket)
+                if begun:  # a start makes at least one chunk, or it would never get on
+                    self._check_hours((time.monotonic() - started) / 3600)
+                made, begun = self._explain_chunk(wave, increment, bucket), True
                 counts = {status: counts[status] + made[status] for status in STATUSES}
                 explained += made["explained"]
                 progress.advance(owed)
-                self._check_rejected(counts)
-                self._check_hours((time.monotonic() - started) / 3600)
+                self._check_rejected(counts, planned)
         progress.finish(f"{planned} (model, document) pairs, {missing} made now")
         return Explained(device, explained, time.monotonic() - explaining_since)
 
@@ -245,7 +246,7 @@ class Attribution:
         return dict.fromkeys(STATUSES, 0) | {row["status"]: int(row["documents"]) for row in rows}
 
     def _read(self, models: Sequence[ExplainedModel], where: str) -> DataFrame:
-        return read_documents(self.tables, self.plan, models, self.corpus, self.training, where)
+        return select_owed(self.tables, self.plan, models, self.corpus, self.training, where)
 
     def _write_ledger(self) -> None:
         """Write, before the first task, how many documents each model owes each chunk."""
@@ -332,9 +333,10 @@ class Attribution:
                 "run the same plan with a larger limit to go on."
             )
 
-    def _check_rejected(self, counts: Mapping[str, int]) -> None:
-        limits, done = self.plan.limits, sum(counts.values())
-        if limits.rejected_share is None or not done or counts["rejected"] / done <= limits.rejected_share:
+    def _check_rejected(self, counts: Mapping[str, int], planned: int) -> None:
+        # Of all that is planned: equal texts share a chunk, so that the first chunks may hold all the empty ones.
+        share = self.plan.limits.rejected_share
+        if share is None or counts["rejected"] <= share * planned:
             return
         reasons = self.tables.spark.sql(
             f"SELECT reason, count(*) AS n FROM {self.tables.name('explanations')} WHERE {self._where}"
@@ -342,12 +344,13 @@ class Attribution:
         ).collect()
         shown = ", ".join(f"{row['reason']} {row['n']}" for row in reasons)
         raise LimitError(
-            f"limits.rejected_share={limits.rejected_share} was passed: {counts['rejected']} of {done} documents were "
-            f"rejected ({shown}). What was committed stays; mend the corpus, or write a larger share to go on."
+            f"limits.rejected_share={share} was passed: {counts['rejected']} of {planned} (model, document) pairs were "
+            f"rejected ({shown}). What was committed stays. Write a larger share to go on, or mend the corpus and write "
+            "to a new sink."
         )
 
 
-def read_documents(
+def select_owed(
     tables: Tables, plan: Plan, models: Sequence[ExplainedModel], corpus: Staged, training: Staged | None, where: str
 ) -> DataFrame:
     """Return staged documents with `splits`, the numbers of the models that must explain each.

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from lexplain.engine import Explanation
     from lexplain.methods import Method
     from lexplain.pipeline import Run
-    from lexplain.tables import Tables as OpenTables
+    from lexplain.tables import Tables
 
 DONE, FAILED, BAD_PLAN, PARTLY_DONE = 0, 1, 2, 3
 
@@ -58,7 +58,7 @@ plan_app = typer.Typer(help="Write and check plans.", no_args_is_help=True)
 app.add_typer(plan_app, name="plan")
 
 PlanPath = Annotated[Path, typer.Argument(help="The plan, a YAML file.", metavar="PLAN.yaml")]
-Tables = Annotated[Path, typer.Option("--tables", help="Folder of the tables: a plan's sink.path.")]
+TablesFolder = Annotated[Path, typer.Option("--tables", help="Folder of the tables: a plan's sink.path.")]
 
 
 @dataclass
@@ -86,7 +86,11 @@ def _terminal(command: str, folder: Path | None) -> Iterator[_Terminal]:
     """Divert chatter to a log, turn errors into messages and exit codes, stop the session at the end."""
     logs = (folder or Path(tempfile.gettempdir()) / f"lexplain-{os.getuid()}") / "logs"
     log_file = logs / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}.log"
-    with divert_chatter(log_file) as console:
+    with ExitStack() as stack:
+        try:
+            console = stack.enter_context(divert_chatter(log_file))
+        except OSError as error:
+            raise _refuse(_cannot_make(logs, error), FAILED) from None
         state = _Terminal(console, log_file)
         try:
             yield state
@@ -107,6 +111,13 @@ def _terminal(command: str, folder: Path | None) -> Iterator[_Terminal]:
                 stop_session(state.spark)
     if state.exit_code:
         raise typer.Exit(state.exit_code)
+
+
+def _cannot_make(folder: Path, error: OSError) -> TableError:
+    return TableError(
+        f"folder={str(folder)!r} cannot be made ({error.strerror}). Tables and log would have had no place. Write a folder "
+        "that you may write to."
+    )
 
 
 def _refuse(error: ExplainError, exit_code: int) -> typer.Exit:
@@ -266,12 +277,14 @@ def demo_command(
 
     try:
         plan = write_demo(folder)
+    except OSError as error:
+        raise _refuse(_cannot_make(folder, error), FAILED) from None
     except ExplainError as error:
         raise _refuse(error, FAILED) from None
     run_stages(plan, "demo", _run)
 
 
-def _open_tables(terminal: _Terminal, folder: Path) -> OpenTables:
+def _open_tables(terminal: _Terminal, folder: Path) -> Tables:
     from lexplain.methods import find_method
     from lexplain.pipeline import open_tables
 
@@ -283,7 +296,7 @@ def _open_tables(terminal: _Terminal, folder: Path) -> OpenTables:
 
 
 @app.command("sql")
-def sql_command(query: str, tables: Tables = Path("lexplain-demo/tables")) -> None:
+def sql_command(query: str, tables: TablesFolder = Path("lexplain-demo/tables")) -> None:
     """Query the tables of a folder with Spark SQL.
 
     Example: lexplain sql "SELECT label, word, rank FROM keywords_current ORDER BY label, rank"
@@ -298,7 +311,7 @@ def sql_command(query: str, tables: Tables = Path("lexplain-demo/tables")) -> No
 def compare_command(
     first: Annotated[str, typer.Argument(help="Name of a plan, or a keyword_key.")],
     second: Annotated[str, typer.Argument(help="Another one.")],
-    tables: Tables = Path("lexplain-demo/tables"),
+    tables: TablesFolder = Path("lexplain-demo/tables"),
 ) -> None:
     """Compare two keyword tables class by class: rank-biased overlap (p = 0.9) and Jaccard."""
     from lexplain.keywords import compare_lists

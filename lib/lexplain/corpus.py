@@ -252,6 +252,16 @@ def _find_appended(tables: Tables, source: Source, documents: DataFrame, increme
             f"{name}={source.origin!r} has {totals['changed']} changed and {totals['deleted']} deleted documents since "
             "it was first read. Keywords would have mixed old and new texts. Only appended documents are followed: "
             "restore them, or write to a new sink."
+            + (
+                " With `limit` new documents push others out: leave it away to follow a growing source."
+                if source.limit
+                else ""
+            )
+            + (
+                " Without columns.doc_id a copy of a text may rename the first: map an id."
+                if source.columns.doc_id is None
+                else ""
+            )
         )
     return documents.join(staged, "doc_id", "left_anti")
 
@@ -276,10 +286,16 @@ def _write(
     tables.add_first(staged, "staged", unless=f"present.corpus_key = {key} AND present.increment = {increment}")
 
 
-def list_labelled(tables: Tables, staged: Staged) -> list[tuple[str, Sequence[str]]]:
-    """Return (text digest, labels) of every labelled document, ordered by digest: what splits are drawn from."""
+def is_trainable(max_characters: int) -> str:
+    """Return the SQL condition that a staged row is a document with a label, and can be read: it has words."""
+    # Where there are words the bytes are UTF-8.
+    return f"size(labels) > 0 AND size(words) > 0 AND length(CAST(text AS STRING)) <= {max_characters:d}"
+
+
+def list_labelled(tables: Tables, staged: Staged, max_characters: int) -> list[tuple[str, Sequence[str]]]:
+    """Return (text digest, labels) of every document to train on, ordered by digest: what splits are drawn from."""
     rows = (
-        tables.read("staged").where(f"{staged.where} AND size(labels) > 0")
+        tables.read("staged").where(f"{staged.where} AND {is_trainable(max_characters)}")
         .select("text_digest", "labels").orderBy("text_digest", "doc_id").collect()
     )  # fmt: skip
     return [(row["text_digest"], list(row["labels"])) for row in rows]

@@ -52,9 +52,8 @@ def write_demo(folder: Path) -> Path:
         written.write_text("\n".join(lines) + "\n", encoding="utf-8")
         written.rename(corpus)
     plan = folder / "plan.yaml"
-    text = PLAN % {"base": json.dumps(str(find_minilm()))}
-    if not plan.is_file() or plan.read_text(encoding="utf-8") != text:
-        plan.write_text(text, encoding="utf-8")
+    if not plan.is_file():  # one that is there may have been edited
+        plan.write_text(PLAN % {"base": json.dumps(str(find_minilm()))}, encoding="utf-8")
     return plan
 
 

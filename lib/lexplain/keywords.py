@@ -131,7 +131,7 @@ def rank_keywords(
         tables: Reads the unit's sums and `staged` or `explanations`, writes its statistics and keywords.
         plan: Names the evidence and the rules.
         corpus: The staged corpus.
-        explain_keys: One a split.
+        explain_keys: One a split, in their order.
         keyword_key: Names the keyword table.
         labelled: The staged documents whose labels count for document frequencies; None: a document of the
             corpus counts for each label that a model predicts above `keywords.probability`.
@@ -363,7 +363,10 @@ def _read_as_words(tables: Tables, table: str, unit: Unit, where: str) -> str:
 def _from_sums(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], unit: Unit) -> str:
     place = f"evidence_key = {quote_text(evidence_key(plan))} AND {_scope(corpus, explain_keys)}"
     where = f"{place} AND {unit.column} IS NOT NULL AND {_only_labels(plan)}"
-    return _read_as_words(tables, unit.sums, unit, where)
+    # The sums' own split is a model's place among those of the plan that explained it first: two models of another plan
+    # may have had the same one.
+    split = f"CAST(array_position(array({quote_list(explain_keys)}), explain_key) - 1 AS INT) AS split"
+    return f"(SELECT * EXCEPT (split), {split} FROM {_read_as_words(tables, unit.sums, unit, where)})"
 
 
 def _from_statistics(tables: Tables, keyword_key: str, unit: Unit) -> str:

@@ -60,6 +60,7 @@ class Run:
     _staged: dict[str, Staged] = field(default_factory=dict)
     _models: list[ExplainedModel] = field(default_factory=list)
     _counts: dict[str, int] = field(default_factory=dict)
+    _aggregated: bool = False
 
     @property
     def corpus(self) -> Staged:
@@ -181,6 +182,7 @@ class Run:
             AccountingError: Attribution is not finished.
         """
         keys = [model.explain_key for model in self.models]
+        self._aggregated = True
         self._counts = self._counts or self._attribution.count_documents()
         if _are_regressions(self.models):
             self.record["explain_keys"] = keys
@@ -262,7 +264,7 @@ class Run:
             self._counts = self._attribution.count_statuses()
         self.record |= {"status": status, "detail": None if detail is None else redact(detail)}
         self.record["documents_by_status"] = self._counts or self.record["documents_by_status"]
-        if status == "finished":  # the views show the run that finished last
+        if status == "finished" and self._aggregated:  # the views show the keywords that were made last
             self.record["finished_at"] = datetime.now(UTC)
         changed = self.tables.commits > self._opened_at
         _write_record(self.tables, self.record)
@@ -314,9 +316,7 @@ class Run:
 
 
 @contextmanager
-def open_run(
-    spark: SparkSession, plan: Plan, find_method: FindMethod, progress: Progress, *, wait_seconds: float = 0.0
-) -> Iterator[Run]:
+def open_run(spark: SparkSession, plan: Plan, find_method: FindMethod, progress: Progress) -> Iterator[Run]:
     """Open a plan's run: tables, lock, models' digests, MLflow's parent run, the row in `runs`.
 
     The run is recorded as failed when the block raises, as stopped when a limit was passed; otherwise the
@@ -329,7 +329,7 @@ def open_run(
     from lexplain.tracking import RunTracker, locate_model
 
     tables = Tables(spark, plan.sink)
-    with tables.lock(wait_seconds):
+    with tables.lock():
         progress.start("open tables", 1, "sink")
         tables.create()
         progress.finish(plan.sink.path or str(plan.sink.schema))

@@ -45,6 +45,7 @@ _SUFFIXES: dict[str, Format] = {
 LEARNING_RATES = {"full": 5e-5, "head": 1e-3}
 """Peak learning rate where none is written. A head starts from nothing, and no pretrained weight can be harmed."""
 
+_BELOW_HALF = "Labels are explained where predicted above 0.5: the table would look as if none were between"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _SCHEMA = re.compile(r"[A-Za-z_]\w{0,127}(\.[A-Za-z_]\w{0,127}){0,1}")
 _TABLE = re.compile(r"[A-Za-z_]\w{0,127}(\.[A-Za-z_]\w{0,127}){0,2}")
@@ -300,7 +301,7 @@ class Plan:
     text: Text = setting(Text, says="windows and words")
     keywords: Keywords = setting(Keywords, says="evidence and keyword rules")
     limits: Limits = setting(Limits, says="when to stop early")
-    execution: Execution = setting(Execution, says="speed, never a number")
+    execution: Execution = setting(Execution, says="how the work is laid out; of the numbers their rounding only")
     sink: Sink = setting(says="where the tables live")
     mlflow: Mlflow = setting(Mlflow, says="where runs and models are recorded")
 
@@ -475,19 +476,22 @@ def _check_keywords(plan: Plan, sure: Sure) -> Iterator[Problem]:
                       "Write probability: 0.5")  # fmt: skip
     if plan.models.multi_label and rules.probability < 0.5:
         yield Problem("keywords.probability", rules.probability, "must be >= 0.5 with multi_label",
-                      "Labels are explained where predicted above 0.5: the table would look as if none were between",
+                      _BELOW_HALF,
                       "Write probability: 0.5")  # fmt: skip
 
 
 def _check_sink(plan: Plan, sure: Sure) -> Iterator[Problem]:
     sink, models = plan.sink, plan.models
-    if sink.path is not None and os.path.isfile(sink.path):
-        yield Problem("sink.path", sink.path, "is a file", "There would be no room for the tables", "Write a folder")
+    if sink.path is not None:
+        there = next((place for place in (Path(sink.path), *Path(sink.path).parents) if place.exists()), None)
+        if there is not None and not there.is_dir():
+            rule = "is a file" if there == Path(sink.path) else f"would lie in {str(there)!r}, which is a file"
+            yield Problem("sink.path", sink.path, rule, "There would be no room for the tables", "Write a folder")
     for field, path in (("sink.path", sink.path), ("models.folder", models.folder)):
-        if path is not None and not path.startswith("dbfs:") and not _is_local(path):
+        if path is not None and not _is_local(path):
             yield Problem(field, path, "must be a path that driver and executors mount, not a URI",
                           "It would have been taken for a folder on each machine's own disk",
-                          "Write a mounted path such as /Volumes/... or /mnt/..., or sink.schema")  # fmt: skip
+                          "Write a mounted path such as /Volumes/..., /dbfs/... or /mnt/..., or sink.schema")  # fmt: skip
     if sink.schema is None:
         return
     if not _SCHEMA.fullmatch(sink.schema):
@@ -532,6 +536,10 @@ def _check_network(plan: Plan, find_method: FindMethod, where: str, path: str) -
         yield Problem("models.learning_rate", None, f"must be written for a TextCNN, as {where}={path!r}",
                       "At the rate that suits a pretrained encoder its drawn filters would have learned nothing",
                       "Write learning_rate: 1.0e-2")  # fmt: skip
+    several = getattr(config, "problem_type", None) == "multi_label_classification"
+    if several and plan.keywords.probability < 0.5:
+        yield Problem("keywords.probability", plan.keywords.probability, f"must be >= 0.5 with the multi-label model {where}={path!r}",
+                      _BELOW_HALF, "Write probability: 0.5")  # fmt: skip
     try:
         method = find_method(plan.method.id)
         if not method.check(plan.method.asked):

@@ -49,6 +49,7 @@ DELTA_SETTINGS = {
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
 }
 SUPPORTED_JAVA = (17, 21)
+_SCRATCH = "lexplain-spark-"
 
 
 def find_java() -> Path:
@@ -203,10 +204,11 @@ def has_session() -> bool:
 
 
 def _local_settings() -> dict[str, str]:
-    scratch = tempfile.mkdtemp(prefix="lexplain-spark-")
+    jars = ",".join(map(str, find_jars()))
+    scratch = tempfile.mkdtemp(prefix=_SCRATCH)
     return {
         **DELTA_SETTINGS,
-        "spark.jars": ",".join(map(str, find_jars())),
+        "spark.jars": jars,
         "spark.driver.memory": "2g",
         "spark.driver.host": "127.0.0.1",
         "spark.local.dir": scratch,
@@ -248,21 +250,34 @@ def is_local(spark: SparkSession) -> bool:
 
 
 def count_slots(spark: SparkSession) -> int:
-    """Return how many tasks run at once: the default parallelism, or a setting where a thin client cannot see it."""
+    """Return how many tasks run at once: as many as cores allow, and GPUs where tasks ask for them.
+
+    A thin client cannot see the cores; then a setting of Spark stands for them.
+    """
+
+    def read(key: str, default: float) -> float:
+        return float(spark.conf.get(key, None) or default)
+
     try:
-        return max(1, int(spark.sparkContext.defaultParallelism))
+        cores = float(spark.sparkContext.defaultParallelism)
     except Exception:  # Spark Connect has no context, and says so with an error class of its own
-        return int(
-            spark.conf.get("spark.default.parallelism", spark.conf.get("spark.sql.shuffle.partitions", "8")) or 8
-        )
+        cores = read("spark.default.parallelism", read("spark.sql.shuffle.partitions", 8))
+    slots = cores // read("spark.task.cpus", 1)
+    gpus, gpus_a_task = (read(f"spark.{place}.resource.gpu.amount", 0) for place in ("executor", "task"))
+    if gpus and gpus_a_task:
+        slots = min(slots, max(1, cores // read("spark.executor.cores", cores)) * (gpus // gpus_a_task))
+    return max(1, int(slots))
 
 
 def stop_session(spark: SparkSession) -> None:
-    """Stop a local session and the JVM with it, so that the process ends at once."""
+    """Stop a local session and the JVM with it, so that the process ends at once; its scratch folder goes too."""
     gateway: Any = getattr(getattr(spark, "sparkContext", None), "_gateway", None)
+    scratch = Path(spark.conf.get("spark.local.dir", None) or "")
     spark.stop()
     process = getattr(gateway, "proc", None)
     if process is not None:
         gateway.shutdown()
         process.stdin.close()
         process.wait(timeout=30)
+    if scratch.name.startswith(_SCRATCH):  # our own; Spark leaves it
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -260,13 +260,13 @@ class Tables:
         history = {name: self.spark.sql(f"DESCRIBE HISTORY {self.name(name)} LIMIT 1").collect() for name in TABLES}
         return {name: int(rows[0]["version"]) for name, rows in history.items()}
 
-    def lock(self, wait_seconds: float = 0.0) -> AbstractContextManager[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Hold a local folder for one writer; a schema of a catalog needs none, Delta serialises there.
 
         Raises:
-            TableError: Another writer holds the folder, and still does after `wait_seconds`; names it.
+            TableError: Another writer holds the folder; names it.
         """
-        return _hold(self.folder, wait_seconds)
+        return _hold(self.folder)
 
 
 def _is_older(version: str | None) -> bool:
@@ -279,7 +279,7 @@ def _define_column(name: str, kind: str, comment: str) -> str:
 
 
 @contextmanager
-def _hold(folder: Path | None, wait_seconds: float) -> Iterator[None]:
+def _hold(folder: Path | None) -> Iterator[None]:
     if folder is None:
         yield
         return
@@ -289,7 +289,7 @@ def _hold(folder: Path | None, wait_seconds: float) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(folder / ".writer.lock"), folder / ".writer"
     try:
-        lock.acquire(timeout=wait_seconds)
+        lock.acquire(timeout=0.0)
     except Timeout as error:
         who = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
         raise TableError(

@@ -72,6 +72,10 @@ def _point_output_at(out: int, err: int) -> None:
     os.dup2(err, 2)
 
 
+# Units of which there are so many that their rate tells something.
+_RATED = ("documents", "pairs")
+
+
 class StageProgress:
     """Shows how far a stage is: a bar with rate and time left in a terminal, plain lines elsewhere."""
 
@@ -110,9 +114,7 @@ class StageProgress:
         self.close()
         seconds = time.monotonic() - self._started
         made = self._done - self._before
-        rate = (
-            f", {made / seconds:.1f} {self._unit}/s" if made > 1 and seconds > 0 and self._unit == "documents" else ""
-        )
+        rate = f", {made / seconds:.1f} {self._unit}/s" if made > 1 and seconds > 0 and self._unit in _RATED else ""
         took = f"({format_seconds(seconds)}{rate})"
         # Text, not markup: rich's escape() loses a backslash before a bracket
         self._console.print(Text.assemble(("✓", "green"), f" {self._stage:<14} {_clean(summary)} ", (took, "dim")))
@@ -166,7 +168,9 @@ def print_rows(console: Console, columns: Sequence[str], rows: Iterable[Sequence
     if not console.is_terminal:
         for row in [columns, *rows]:
             # not console.print, which turns tabs into spaces
-            console.file.write("\t".join(format_cell(cell) for cell in row) + "\n")
+            # every digit of a number, for the program that reads it
+            cells = [repr(cell) if isinstance(cell, float) else format_cell(cell) for cell in row]
+            console.file.write("\t".join(cells) + "\n")
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:

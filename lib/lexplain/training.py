@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lexplain.attribution import ExplainedModel, Progress, task_device
-from lexplain.corpus import Staged, list_labelled
+from lexplain.corpus import Staged, is_trainable, list_labelled
 from lexplain.errors import CorpusError, ModelError, redact
 from lexplain.executor import decode_document
 from lexplain.keys import digest, explain_key, model_key
@@ -51,7 +51,7 @@ def draw_splits(tables: Tables, plan: Plan, training: Staged) -> tuple[list[Spli
     Raises:
         CorpusError: No document has a label, several labels stand where the plan says one, or no draw serves.
     """
-    labelled = list_labelled(tables, training)
+    labelled = list_labelled(tables, training, plan.text.max_characters)
     several = sum(len(labels) > 1 for _, labels in labelled)
     if several and not plan.models.multi_label:
         raise CorpusError(
@@ -130,7 +130,7 @@ def _train_wave(
     tables: Tables, plan: Plan, base: ModelLocation, training: Staged, splits: Sequence[Split],
     label_names: Sequence[str], keys: dict[int, str],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    documents = tables.read("staged").where(f"corpus_key = {quote_text(training.key)} AND size(labels) > 0").selectExpr(
+    documents = tables.read("staged").where(f"{training.where} AND {is_trainable(plan.text.max_characters)}").selectExpr(
         "text", "labels", "text_digest", "doc_id", f"explode(array({', '.join(str(split.number) for split in splits)})) AS split"
     )  # fmt: skip
     place = " ".join(f"WHEN {split.number} THEN {position}" for position, split in enumerate(splits))
@@ -214,16 +214,12 @@ def train_split(
     """
     import torch
 
-    from lexplain.errors import DocumentError
     from lexplain.finetune import fine_tune
 
     torch.set_num_threads(threads)
     texts, labels, in_training = [], [], []
     for document in documents:
-        try:
-            texts.append(decode_document(document["text"], max_characters))
-        except DocumentError:
-            continue  # the corpus's own row says why
+        texts.append(decode_document(document["text"], max_characters))
         labels.append(document["labels"])
         in_training.append(split.trains_on(document["text_digest"]))
     scores = fine_tune(

@@ -593,6 +593,28 @@ def test_sink_must_not_be_a_file(folder: Path):
         Plan.parse(text, find_method, folder=folder)
 
 
+def test_sink_must_not_lie_in_a_file(folder: Path):
+    text = (folder / "plan.yaml").read_text().replace("../tables", "sub/corpus.csv/tables")
+    with pytest.raises(PlanError, match=r"sink.path=.* would lie in .*corpus.csv', which is a file"):
+        Plan.parse(text, find_method, folder=folder)
+
+
+def test_a_multi_label_model_is_explained_above_one_half(folder: Path):
+    config = json.loads((folder / "model" / "config.json").read_text())
+    (folder / "model" / "config.json").write_text(json.dumps(config | {"problem_type": "multi_label_classification"}))
+    text = (folder / "plan.yaml").read_text()
+    Plan.parse(text, find_method, folder=folder)
+    with pytest.raises(
+        PlanError, match=r"keywords.probability=0.3 must be >= 0.5 with the multi-label model models.uris\[0\]"
+    ):
+        Plan.parse(text + "\nkeywords: {probability: 0.3, evidence: predicted}", find_method, folder=folder)
+
+
+@pytest.mark.parametrize("path", ["dbfs:/lexplain", "s3://bucket/lexplain"])
+def test_a_sink_is_a_path_that_is_mounted(path: str):
+    assert "/dbfs/" in problems_of(READY.replace("path: tables", f'path: "{path}"'))["sink.path"].remedy
+
+
 # --- presets ----------------------------------------------------------------------------------------------------
 
 

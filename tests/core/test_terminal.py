@@ -216,6 +216,11 @@ def test_rows_are_separated_by_tabs_where_nobody_looks():
     assert written == f"a\tb\n1\t{long}\n2.5\tx\n"
 
 
+def test_no_digit_of_a_number_is_lost_in_a_pipe():
+    written = on_console(lambda console: print_rows(console, ["a"], [(123456.0,), (0.1 + 0.2,)]), terminal=False)
+    assert written == "a\n123456.0\n0.30000000000000004\n"
+
+
 def test_rows_are_aligned_in_a_terminal():
     written = on_console(lambda console: print_rows(console, ["label", "n"], [("a", 1), ("long", 2)]), terminal=True)
     assert [line.rstrip() for line in written.splitlines()] == ["label  n", "a      1", "long   2"]

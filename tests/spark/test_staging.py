@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -201,6 +202,8 @@ def test_an_unfinished_run_keeps_both_inputs(spark: SparkSession, tmp_path: Path
     save_trainable(tmp_path / "base")
     labelled, unlabelled = plant(30, seed=1), plant(20, seed=2)
     plan: dict[str, Any] = make_plan(tmp_path, mlflow={"enabled": False})
+    plan["models"] |= {"splits": 1, "epochs": 1}
+    plan["keywords"]["evidence"] = "predicted"
     plan["corpus"] = {"path": str(tmp_path / "corpus.jsonl"), "columns": {"doc_id": "doc_id"}}
 
     def write(n: int) -> None:
@@ -209,12 +212,20 @@ def test_an_unfinished_run_keeps_both_inputs(spark: SparkSession, tmp_path: Path
             tmp_path / "corpus.jsonl", [{"doc_id": d["doc_id"], "text": d["text"]} for d in unlabelled[: 10 + n]]
         )
 
-    def open_and(end: str, **changes: str) -> tuple[int, int, int]:
+    def open_and(end: str, **changes: Any) -> tuple[int, int, int]:
         with open_run(spark, load_plan(plan | changes), find_method, RecordedProgress()) as run:
             assert run.training is not None
-            counts = (run.training.n_documents, run.corpus.n_documents, len(list_labelled(run.tables, run.training)))
+            counts = (
+                run.training.n_documents,
+                run.corpus.n_documents,
+                len(list_labelled(run.tables, run.training, 1000)),
+            )
             if end == "stopped":
                 raise LimitError("stopped by the test")
+            run.fine_tune()
+            (model,) = run.models
+            row = run.tables.read("models").where(f"digest = '{model.digest}'").collect()[0]
+            assert row["n_train"] + row["n_test"] == counts[0]
             run.finish("finished")
         return counts
 
@@ -240,4 +251,14 @@ def test_what_was_staged_later_is_not_listed(tables: Tables, tmp_path: Path) -> 
     second = stage_all(tables, source)
     assert list_labels(tables, first) == ["early"]
     assert list_labels(tables, second) == ["early", "late"]
-    assert (len(list_labelled(tables, first)), len(list_labelled(tables, second))) == (8, 9)
+    assert (len(list_labelled(tables, first, 1000)), len(list_labelled(tables, second, 1000))) == (8, 9)
+
+
+def test_splits_are_drawn_from_texts_that_can_be_read(tables: Tables, tmp_path: Path) -> None:
+    texts = ["the bank", "", " \n", "!!! ...", "the bank " * 20, None, "été"]
+    path = tmp_path / "documents.jsonl"
+    lines = [{"doc_id": str(n), "text": text, "labels": ["a"]} for n, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    staged = stage_all(tables, Source(path=str(path), columns=COLUMNS))
+    drawn = {digest for digest, _ in list_labelled(tables, staged, 100)}
+    assert drawn == {hashlib.sha256(text.encode()).hexdigest() for text in ("the bank", "été")}

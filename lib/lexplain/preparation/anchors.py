@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lexplain.anchors import Anchors
-from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, on_task_device, read_documents
+from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, on_task_device, select_owed
 from lexplain.corpus import Staged
 from lexplain.executor import ExplainTask
 from lexplain.keys import path_key
@@ -112,7 +112,7 @@ def _list_tokens(
         f" (SELECT DISTINCT explain_key, increment, bucket FROM {tables.name('explanations')} WHERE {where}) e"
         " ON c.explain_key = e.explain_key AND c.increment = e.increment AND c.bucket = e.bucket"
     )
-    documents = read_documents(tables, plan, models, corpus, training, corpus.where)
+    documents = select_owed(tables, plan, models, corpus, training, corpus.where)
     documents = documents.where("size(splits) > 0 AND defect IS NULL").join(
         pending, ["increment", "bucket"], "left_semi"
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, on_task_device, read_documents
+from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, on_task_device, select_owed
 from lexplain.calibration import (
     MOST_REFERENCE_ERROR,
     SAMPLE_DOCUMENTS,
@@ -173,7 +173,7 @@ def _draw_sample(
         found += int(row["n_documents"])
         if found >= 2 * SAMPLE_DOCUMENTS:  # some are no documents, or have no label
             break
-    documents = read_documents(tables, plan, [model], corpus, training, f"({' OR '.join(places) or 'FALSE'})")
+    documents = select_owed(tables, plan, [model], corpus, training, f"({' OR '.join(places) or 'FALSE'})")
     drawn = documents.where("size(splits) > 0 AND defect IS NULL").dropDuplicates(["text_digest"])
     drawn = drawn.orderBy("text_digest").limit(SAMPLE_DOCUMENTS)
     tasks = -(-SAMPLE_DOCUMENTS // _TASK_DOCUMENTS)
