@@ -469,7 +469,7 @@ def test_a_planted_word_survives_and_a_lone_one_does_not(tables: Tables) -> None
 def test_models_that_other_plans_put_in_one_place_are_two_splits(tables: Tables) -> None:
     """Plans over models [a, b] and then [b, c] explain b and c as number 1 each."""
     plan = make_plan("places", theta=1.0, min_df=0)
-    words = [[("both", 0.5), ("first", 0.4)], [("both", 0.3)]]
+    words = [[("both", 0.5), ("first", 0.25)], [("both", 0.75)]]  # exact in binary
     rows = [
         explain(1, f"doc{number}", "NA", words[place], explain_key=f"model{place}")
         for place in range(2)
@@ -482,7 +482,7 @@ def test_models_that_other_plans_put_in_one_place_are_two_splits(tables: Tables)
     assert found["first"].drop_reason == "selection_frequency"
     statistics = tables.read("word_statistics").where("keyword_key = 'places'")
     means = {(row["split"], row["word"]): row["score_mean"] for row in statistics.collect()}
-    assert means == {(0, "both"): 0.5, (0, "first"): 0.4, (1, "both"): 0.3}
+    assert means == {(0, "both"): 0.5, (0, "first"): 0.25, (1, "both"): 0.75}
 
 
 def test_an_existing_keyword_table_is_left_alone(
