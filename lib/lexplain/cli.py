@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lexplain.errors import DocumentError, ExplainError, LimitError, MethodError, ModelError, PlanError, TableError
+from lexplain.outcome import show_keywords, show_place
 from lexplain.plan import Columns, Plan, Sink, Source
 from lexplain.plan import Text as TextSettings
 from lexplain.template import write_template
@@ -29,7 +30,6 @@ from lexplain.terminal import (
     format_seconds,
     print_error,
     print_explanation,
-    print_keywords,
     print_methods,
     print_rows,
 )
@@ -164,74 +164,9 @@ def run_stages(path: Path, command: str, stages: Callable[[Run], str | None]) ->
             # After the run is closed: a reader that goes away must not turn it into a failed one.
             if key is not None:
                 show_keywords(console, run, key)
-                _show_where(console, plan, run)
+                show_place(console, run)
         finally:
             progress.close()
-
-
-def show_keywords(console: Console, run: Run, key: str) -> None:
-    """Print a keyword table."""
-    from lexplain.tables import quote_text
-
-    rows = (
-        run.tables.read("keywords")
-        .where(f"keyword_key = {quote_text(key)} AND kept")
-        .orderBy("label", "rank")
-        .collect()
-    )
-    splits = rows[0]["n_splits"] if rows else 0
-    counts = run.record["documents_by_status"] or {}
-    console.print()
-    console.print(
-        ", ".join(f"{count} {status}" for status, count in counts.items() if count) + " (model, document) pairs"
-    )
-    console.print()
-    print_keywords(console, [row.asDict() for row in rows], n_splits=splits)
-    if rows and not run.signed:
-        console.print(f"{escape(_describe_unsigned(run))}\n")
-    bare = sorted(set(run.plan.keywords.labels or run.labels) - {row["label"] for row in rows})
-    if rows and bare:
-        console.print(
-            f"Without keywords: {escape(', '.join(bare))}: no document counts as evidence, or no word held up.\n"
-        )
-    if not rows:
-        dropped = run.tables.spark.sql(
-            f"SELECT drop_reason, count(*) AS n FROM {run.tables.name('keywords')} WHERE keyword_key = {quote_text(key)}"
-            " GROUP BY drop_reason ORDER BY n DESC"
-        ).collect()
-        if not dropped:
-            advice = "Look at the models' F1 in the table models: train longer, or lower the probability."
-            if run.plan.models.base is None:
-                advice = "Look at the column probability of the table explanations, and lower keywords.probability."
-            console.print(
-                f"No keyword: no prediction above keywords.probability={run.plan.keywords.probability} counted as evidence "
-                f"({run.plan.evidence}). {advice}"
-            )
-            return
-        why = ", ".join(f"{row['drop_reason']} {row['n']}" for row in dropped)
-        console.print(
-            f"No word was kept ({escape(why)}). Lower keywords.theta or keywords.min_df, or explain more documents."
-        )
-
-
-def _describe_unsigned(run: Run) -> str:
-    method = run.find_method(run.plan.method.id)
-    remedy = "Write a method whose scores have a sign, such as integrated_gradients."
-    if "sign" in method.complete_options({}):
-        remedy = "Write method.options.sign: gradient_x_input."
-    return f"unsigned: scores of {method.id} have no sign, so words that speak against a class stand beside those for it. {remedy}"
-
-
-def _show_where(console: Console, plan: Plan, run: Run) -> None:
-    place = plan.sink.path or plan.sink.schema
-    console.print(f"[bold]tables[/bold]   {escape(str(place))}", soft_wrap=True)
-    if plan.sink.path is not None:
-        console.print(
-            f'[bold]query[/bold]    lexplain sql --tables {escape(str(place))} "SELECT label, word, rank FROM keywords_current'
-            ' ORDER BY label, rank"', soft_wrap=True,
-        )  # fmt: skip
-    if run.tracker is not None:
-        console.print(f"[bold]MLflow[/bold]   run {run.tracker.mlflow_run_id}", soft_wrap=True)
 
 
 def _run(run: Run) -> str | None:

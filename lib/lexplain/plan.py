@@ -9,7 +9,6 @@ Spark starts, and reported together (`PlanError`).
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
-from lexplain.errors import MethodError, ModelError, PlanError, Problem, redact
-from lexplain.model_store import check_folder, read_config
+from lexplain import local_files
+from lexplain.errors import MethodError, PlanError, Problem, redact
+from lexplain.local_files import BELOW_HALF, is_local
 from lexplain.presets import DEFAULT_METHOD, apply_presets
 from lexplain.settings import (
     Reading,
@@ -45,7 +45,6 @@ _SUFFIXES: dict[str, Format] = {
 LEARNING_RATES = {"full": 5e-5, "head": 1e-3}
 """Peak learning rate where none is written. A head starts from nothing, and no pretrained weight can be harmed."""
 
-_BELOW_HALF = "Labels are explained where predicted above 0.5: the table would look as if none were between"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _SCHEMA = re.compile(r"[A-Za-z_]\w{0,127}(\.[A-Za-z_]\w{0,127}){0,1}")
 _TABLE = re.compile(r"[A-Za-z_]\w{0,127}(\.[A-Za-z_]\w{0,127}){0,2}")
@@ -334,7 +333,7 @@ class Plan:
             plan = _absolute(plan, folder)
         problems += [one for one in _check_across(plan, find_method, reading.sure) if reading.sure(one.field)]
         if check_files:
-            problems += [one for one in _check_files(plan, find_method) if reading.sure(one.field)]
+            problems += [one for one in local_files.check_files(plan, find_method) if reading.sure(one.field)]
         if problems:
             raise PlanError(origin, problems)
         return plan
@@ -379,7 +378,7 @@ def _check_across(plan: Plan, find_method: FindMethod, sure: Sure) -> Iterator[P
         yield Problem("name", plan.name, "must be letters, digits, '.', '_' or '-', 100 at most",
                       "Folders and model names made from it would break", "Write a name such as news-topics")  # fmt: skip
     if text.overlap * 2 > text.max_tokens and sure("text.max_tokens"):
-        default = " (its default)" if text.overlap == Text().overlap else ""
+        default = ", and is so much by default" if text.overlap == Text().overlap else ""
         yield Problem("text.overlap", text.overlap, f"must be at most half of text.max_tokens={text.max_tokens}{default}",
                       "Each window would have advanced by a few tokens, at many times the cost",
                       f"Write overlap: {text.max_tokens // 8}")  # fmt: skip
@@ -476,7 +475,7 @@ def _check_keywords(plan: Plan, sure: Sure) -> Iterator[Problem]:
                       "Write probability: 0.5")  # fmt: skip
     if plan.models.multi_label and rules.probability < 0.5:
         yield Problem("keywords.probability", rules.probability, "must be >= 0.5 with multi_label",
-                      _BELOW_HALF,
+                      BELOW_HALF,
                       "Write probability: 0.5")  # fmt: skip
 
 
@@ -488,7 +487,7 @@ def _check_sink(plan: Plan, sure: Sure) -> Iterator[Problem]:
             rule = "is a file" if there == Path(sink.path) else f"would lie in {str(there)!r}, which is a file"
             yield Problem("sink.path", sink.path, rule, "There would be no room for the tables", "Write a folder")
     for field, path in (("sink.path", sink.path), ("models.folder", models.folder)):
-        if path is not None and not _is_local(path):
+        if path is not None and not is_local(path):
             yield Problem(field, path, "must be a path that driver and executors mount, not a URI",
                           "It would have been taken for a folder on each machine's own disk",
                           "Write a mounted path such as /Volumes/..., /dbfs/... or /mnt/..., or sink.schema")  # fmt: skip
@@ -507,61 +506,11 @@ def _check_sink(plan: Plan, sure: Sure) -> Iterator[Problem]:
                       "Write the tracking server's URI (databricks on Databricks), or enabled: false")  # fmt: skip
 
 
-def _check_files(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
-    """Check that local files are there, and models what they must be; a schema's plan may be written on another machine than it runs on."""
-    if plan.sink.path is None:
-        return
-    sources = [("corpus.path", plan.corpus.path), ("training.path", plan.training.path if plan.training else None)]
-    models = [("models.base", plan.models.base)]
-    models += [(f"models.uris[{number}]", uri) for number, uri in enumerate(plan.models.uris)]
-    for where, path in sources + models:
-        if path is None or not _is_local(path):
-            continue
-        if os.path.exists(path):
-            if (where, path) in models:
-                yield from check_folder(where, path, max_tokens=plan.text.max_tokens, explained=where != "models.base",
-                                        allow_pickle=plan.execution.allow_pickle)  # fmt: skip
-                yield from _check_network(plan, find_method, where, path)
-        elif (where, path) in models or not glob.glob(path):  # Spark expands patterns, model folders have none
-            yield Problem(where, path, "is not there", "The job would have failed after Spark had started",
-                          "Write a path that exists; relative ones count from the plan's folder")  # fmt: skip
-
-
-def _check_network(plan: Plan, find_method: FindMethod, where: str, path: str) -> Iterator[Problem]:
-    """Check that the method can explain a local model, and that a network without weights of its own will learn."""
-    config = read_config(path, explained=where != "models.base")
-    if config is None:
-        return  # reported with the folder
-    if where == "models.base" and config.model_type == "textcnn" and plan.models.learning_rate is None:
-        yield Problem("models.learning_rate", None, f"must be written for a TextCNN, as {where}={path!r}",
-                      "At the rate that suits a pretrained encoder its drawn filters would have learned nothing",
-                      "Write learning_rate: 1.0e-2")  # fmt: skip
-    several = getattr(config, "problem_type", None) == "multi_label_classification"
-    if several and plan.keywords.probability < 0.5:
-        yield Problem("keywords.probability", plan.keywords.probability, f"must be >= 0.5 with the multi-label model {where}={path!r}",
-                      _BELOW_HALF, "Write probability: 0.5")  # fmt: skip
-    try:
-        method = find_method(plan.method.id)
-        if not method.check(plan.method.asked):
-            method.check_network(config, method.complete_options(plan.method.asked))
-    except MethodError:
-        return  # reported with the method
-    except ModelError as error:
-        rule, *silently, remedy = str(error).rstrip(".").split(". ")
-        yield Problem(
-            "method.id", plan.method.id, f"cannot explain {where}={path!r}: {rule}", ". ".join(silently), remedy
-        )
-
-
-def _is_local(path: str) -> bool:
-    return "://" not in path and re.match(r"(models|runs|dbfs|file):", path) is None
-
-
 def _absolute(plan: Plan, folder: Path) -> Plan:
     """Make local paths absolute, counted from the plan's own folder: executors have another working folder."""
 
     def local(path: str | None) -> str | None:
-        if path is None or not _is_local(path):
+        if path is None or not is_local(path):
             return path
         # not Path.resolve: it fails on a loop of links, and a link's own name is what the user said
         return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))

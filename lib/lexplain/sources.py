@@ -129,8 +129,8 @@ def _check_columns(spark: SparkSession, frame: DataFrame, source: Source, name: 
         hints.append("With header: true the first line names the columns: write header: false for a file without names")
     elif source.kind in ("csv", "tsv"):
         hints.append(
-            "If the first line is a document, write header: false and map _c0, _c1, ..." if source.header
-            else "With header: false the columns are _c0, _c1, ...: write header: true if the first line names them"
+            "If the first line is a document, write header: false and map _c0, _c1 and so on" if source.header
+            else "With header: false the columns are _c0, _c1 and so on: write header: true if the first line names them"
         )  # fmt: skip
     raise CorpusError(
         f"{shown}: no such column in {source.origin!r}. Every document would have been empty. "

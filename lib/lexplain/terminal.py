@@ -260,7 +260,11 @@ def print_methods(
 
 
 def print_keywords(console: Console, rows: Sequence[dict[str, object]], *, n_splits: int, top: int = 10) -> None:
-    """Print the keywords of each class: word, mean score, interval, selection frequency, documents."""
+    """Print the keywords of each class: word, mean score, interval, selection frequency, documents.
+
+    Evidence is how many (split, document) pairs the score is the mean of; documents are those of the class that hold the
+    word.
+    """
     labels = sorted({str(row["label"]) for row in rows})
     for label in labels:
         mine = [row for row in rows if row["label"] == label]
@@ -268,12 +272,12 @@ def print_keywords(console: Console, rows: Sequence[dict[str, object]], *, n_spl
         table = Table(title=title, box=None, header_style="bold", title_justify="left", title_style="bold cyan",
                       pad_edge=False)  # fmt: skip
         for name, side in (("word", "left"), ("mean score", "right"), ("95 % interval", "right"),
-                           ("selected", "right"), ("documents", "right")):  # fmt: skip
+                           ("selected", "right"), ("evidence", "right"), ("documents", "right")):  # fmt: skip
             table.add_column(name, justify=side, min_width=14 if name == "word" else 9)  # type: ignore[arg-type]
         for row in mine[:top]:
             interval = "" if row["ci_low"] is None else f"{row['ci_low']:.3f} .. {row['ci_high']:.3f}"
             share = round(float(str(row["selection_frequency"])) * n_splits)
             table.add_row(Text(format_cell(row["word"])), f"{row['score_mean']:.3f}", interval,
-                          f"{share} of {n_splits}", str(row["document_frequency"]))  # fmt: skip
+                          f"{share} of {n_splits}", str(row["n_documents"]), str(row["document_frequency"]))  # fmt: skip
         console.print(table)
         console.print()

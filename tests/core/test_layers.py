@@ -21,7 +21,7 @@ PARTS = ("methods", "preparation")  # folders whose modules form one part
 KERNEL: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("settings", "words", "splits", "model_store", "prepared_files"),
-    ("presets",),
+    ("local_files", "presets"),
     ("plan",),
     ("keys", "template"),
     ("classifier", "textcnn", "calibration", "anchors", "neighbours"),
@@ -44,6 +44,7 @@ LAYERS = (
     ("training", "preparation"),
     ("pipeline",),
     ("terminal", "demo"),
+    ("outcome",),
     ("cli",),
     ("__main__",),
 )
@@ -61,7 +62,8 @@ NARROW: dict[str, set[str]] = {
         "anchors",
         "neighbours",
     },  # a method sees tensors, never text, tokenizers or tables
-    "plan": {"errors", "settings", "model_store", "presets"},
+    "plan": {"errors", "settings", "local_files", "presets"},
+    "local_files": {"errors", "model_store"},
     "words": {"errors"},
     "splits": {"errors"},
     "session": {"errors"},
@@ -70,6 +72,7 @@ NARROW: dict[str, set[str]] = {
     "tables": {"errors", "schema"},
     "tracking": {"errors", "finetune", "model_store", "plan"},
     "terminal": {"errors"},
+    "outcome": {"tables", "terminal"},
 }
 
 # Libraries that only these modules may import, at whatever depth.
@@ -108,7 +111,7 @@ OWNERS: dict[str, set[str]] = {
     "captum": {"methods.captum"},
     "icu4py": {"words"},
     "scipy": {"calibration"},
-    "rich": {"terminal", "cli"},
+    "rich": {"terminal", "outcome", "cli"},
     "typer": {"cli"},
     "yaml": {"settings", "template"},
 }

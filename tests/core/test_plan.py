@@ -593,6 +593,40 @@ def test_sink_must_not_be_a_file(folder: Path):
         Plan.parse(text, find_method, folder=folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "columns", "expected"),
+    [
+        ("a.csv", b"", {}, ("corpus.path", "is empty", "documents")),
+        ("a.jsonl", b"", {}, ("corpus.path", "is empty", "documents")),
+        ("a.csv", b"\xef\xbb\xbftext,label\n", {}, None),
+        ("a.csv", b'id,"te\nxt",text\n1,2,3\n', {"doc_id": "id"}, None),
+        ("a.csv", b"txet,label\nx,y\n", {}, ("corpus.columns.text", "is no column", "Write 'txet', or header: false")),
+        ("a.tsv", b'te"xt\tlabel\r\n', {"text": 'te"xt', "doc_id": "nr"}, ("corpus.columns.doc_id", "is no column", "Write one of 'te\"xt', 'label'")),
+        ("a.csv.gz", b"\x1f\x8b", {}, None),
+    ],
+)  # fmt: skip
+def test_local_files_have_documents_and_columns(
+    tmp_path: Path, name: str, content: bytes, columns: dict[str, str], expected: tuple[str, str, str] | None
+):
+    (tmp_path / name).write_bytes(content)
+    plan = yaml.safe_dump(yaml.safe_load(READY) | {"corpus": {"path": str(tmp_path / name), "columns": columns}})
+    if expected is None:
+        assert Plan.parse(plan, find_method)
+        return
+    field, rule, remedy = expected
+    with pytest.raises(PlanError) as raised:
+        Plan.parse(plan, find_method)
+    (problem,) = raised.value.problems
+    assert (problem.field, rule in problem.rule, remedy in problem.remedy) == (field, True, True)
+
+
+def test_columns_without_names_are_numbered(tmp_path: Path):
+    (tmp_path / "a.tsv").write_text("x\ty\n")
+    source = {"path": str(tmp_path / "a.tsv"), "header": False, "columns": {"text": "_c1", "doc_id": "_c2"}}
+    with pytest.raises(PlanError, match=r"corpus\.columns\.doc_id='_c2' is no column of .*Write '_c\d'"):
+        Plan.parse(yaml.safe_dump(yaml.safe_load(READY) | {"corpus": source}), find_method)
+
+
 def test_sink_must_not_lie_in_a_file(folder: Path):
     text = (folder / "plan.yaml").read_text().replace("../tables", "sub/corpus.csv/tables")
     with pytest.raises(PlanError, match=r"sink.path=.* would lie in .*corpus.csv', which is a file"):

@@ -26,7 +26,7 @@ def blocks(language: str) -> list[str]:
 def test_the_ten_lines_are_a_plan(tmp_path: Path) -> None:
     (text,) = blocks("yaml")
     assert len(text.splitlines()) <= 10
-    (tmp_path / "documents.csv").touch()
+    (tmp_path / "documents.csv").write_text("text,label\nThe bank said,business\n", encoding="utf-8")
     (tmp_path / "my-model").mkdir()
     (tmp_path / "my-model" / "config.json").write_text('{"model_type": "bert"}')
     for name in ("tokenizer.json", "model.safetensors"):

@@ -151,7 +151,7 @@ os.write(2, b"shown")
 
 def keyword_row(**changes: object) -> dict[str, object]:
     return {"label": "sports", "word": "goal", "score_mean": 0.5, "ci_low": 0.4, "ci_high": 0.6,
-            "selection_frequency": 2 / 3, "document_frequency": 12} | changes  # fmt: skip
+            "selection_frequency": 2 / 3, "n_documents": 7, "document_frequency": 12} | changes  # fmt: skip
 
 
 WRITERS: dict[str, Callable[[Console], object]] = {
@@ -234,7 +234,7 @@ def test_keywords_by_class():
     written = on_console(lambda console: print_keywords(console, rows, n_splits=3, top=1), terminal=False)
     lines = [line.split() for line in written.splitlines() if line.strip()]
     assert lines[0] == ["business", "(1", "keywords)"]
-    assert lines[2] == ["bank", "-0.250", "0.400", "..", "0.600", "2", "of", "3", "12"]
+    assert lines[2] == ["bank", "-0.250", "0.400", "..", "0.600", "2", "of", "3", "7", "12"]
     assert lines[3] == ["sports", "(2", "keywords)"]
     assert lines[5][:2] == ["goal", "0.500"]
     assert "team" not in written

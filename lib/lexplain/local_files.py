@@ -1,0 +1,109 @@
+"""What a plan says of files on this machine, checked before Spark starts: sources with their columns, model folders."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import difflib
+import glob
+import os
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from lexplain.errors import MethodError, ModelError, Problem
+from lexplain.model_store import check_folder, read_config
+
+if TYPE_CHECKING:
+    from lexplain.plan import FindMethod, Plan, Source
+
+BELOW_HALF = "Labels are explained where predicted above 0.5: the table would look as if none were between"
+_HEAD_BYTES = 65_536  # of a file of documents: its first line, in all likelihood
+_SHOWN_COLUMNS = 10  # in a message
+
+
+def check_files(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
+    """Yield what is wrong with local files: sources that are not there or lack a column, models that cannot be explained.
+
+    A plan with `sink.schema` may be written on another machine than it runs on: its files are not looked at.
+    """
+    if plan.sink.path is None:
+        return
+    read = {"corpus": plan.corpus} | ({"training": plan.training} if plan.training else {})
+    sources = [(f"{name}.path", source.path) for name, source in read.items()]
+    models = [("models.base", plan.models.base)]
+    models += [(f"models.uris[{number}]", uri) for number, uri in enumerate(plan.models.uris)]
+    for where, path in sources + models:
+        if path is None or not is_local(path):
+            continue
+        if os.path.exists(path):
+            if (where, path) in models:
+                yield from check_folder(where, path, max_tokens=plan.text.max_tokens, explained=where != "models.base",
+                                        allow_pickle=plan.execution.allow_pickle)  # fmt: skip
+                yield from _check_network(plan, find_method, where, path)
+            elif os.path.isfile(path):
+                name = where.partition(".")[0]
+                yield from _check_content(read[name], name, path)
+        elif (where, path) in models or not glob.glob(path):  # Spark expands patterns, model folders have none
+            yield Problem(where, path, "is not there", "The job would have failed after Spark had started",
+                          "Write a path that exists; relative ones count from the plan's folder")  # fmt: skip
+
+
+def _check_content(source: Source, name: str, path: str) -> Iterator[Problem]:
+    """Check that a local file has documents and, of comma- or tab-separated values, the mapped columns."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return  # the reader says why
+    if not head:
+        yield Problem(f"{name}.path", path, "is empty", "The job would have failed after Spark had started",
+                      "Write a file with documents")  # fmt: skip
+    if not head or source.kind not in ("csv", "tsv") or path.lower().endswith((".gz", ".bz2")):
+        return
+    try:
+        lines = head.decode("utf-8-sig", errors="ignore").splitlines(keepends=True)
+        first = next(csv.reader(lines)) if source.kind == "csv" else lines[0].rstrip("\r\n").split("\t")
+    except (csv.Error, StopIteration):  # no first line; the reader says why
+        return
+    there = first if source.header else [f"_c{number}" for number in range(len(first))]
+    mapped = dataclasses.asdict(source.columns)
+    for key, column in mapped.items():
+        if column is not None and column not in there:
+            close = difflib.get_close_matches(column, there, n=1)
+            remedy = f"Write {close[0]!r}" if close else f"Write one of {', '.join(map(repr, there[:_SHOWN_COLUMNS]))}"
+            if source.header:
+                remedy += ", or header: false if the first line is a document"
+            yield Problem(f"{name}.columns.{key}", column, f"is no column of {path!r}",
+                          "The job would have failed after Spark had started", remedy)  # fmt: skip
+
+
+def _check_network(plan: Plan, find_method: FindMethod, where: str, path: str) -> Iterator[Problem]:
+    """Check that the method can explain a local model, and that a network without weights of its own will learn."""
+    config = read_config(path, explained=where != "models.base")
+    if config is None:
+        return  # reported with the folder
+    if where == "models.base" and config.model_type == "textcnn" and plan.models.learning_rate is None:
+        yield Problem("models.learning_rate", None, f"must be written for a TextCNN, as {where}={path!r}",
+                      "At the rate that suits a pretrained encoder its drawn filters would have learned nothing",
+                      "Write learning_rate: 1.0e-2")  # fmt: skip
+    several = getattr(config, "problem_type", None) == "multi_label_classification"
+    if several and plan.keywords.probability < 0.5:
+        yield Problem("keywords.probability", plan.keywords.probability, f"must be >= 0.5 with the multi-label model {where}={path!r}",
+                      BELOW_HALF, "Write probability: 0.5")  # fmt: skip
+    try:
+        method = find_method(plan.method.id)
+        if not method.check(plan.method.asked):
+            method.check_network(config, method.complete_options(plan.method.asked))
+    except MethodError:
+        return  # reported with the method
+    except ModelError as error:
+        rule, *silently, remedy = str(error).rstrip(".").split(". ")
+        yield Problem(
+            "method.id", plan.method.id, f"cannot explain {where}={path!r}: {rule}", ". ".join(silently), remedy
+        )
+
+
+def is_local(path: str) -> bool:
+    """Return whether a path is one of this machine, and no URI."""
+    return "://" not in path and re.match(r"(models|runs|dbfs|file):", path) is None

@@ -1,0 +1,89 @@
+"""What came of a run, for the person at the terminal: its keywords, labels without any, where the tables are. Driver only."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from lexplain.tables import quote_text
+from lexplain.terminal import print_keywords
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lexplain.pipeline import Run
+
+
+def show_keywords(console: Console, run: Run, key: str) -> None:
+    """Print a keyword table, and of the labels that have no keyword why."""
+    rows = (
+        run.tables.read("keywords")
+        .where(f"keyword_key = {quote_text(key)} AND kept")
+        .orderBy("label", "rank")
+        .collect()
+    )
+    splits = rows[0]["n_splits"] if rows else 0
+    counts = run.record["documents_by_status"] or {}
+    console.print()
+    console.print(
+        ", ".join(f"{count} {status}" for status, count in counts.items() if count) + " (model, document) pairs"
+    )
+    console.print()
+    print_keywords(console, [row.asDict() for row in rows], n_splits=splits)
+    if rows and not run.signed:
+        console.print(f"{escape(_describe_unsigned(run))}\n")
+    bare = sorted(set(run.plan.keywords.labels or run.labels) - {row["label"] for row in rows})
+    dropped = run.tables.spark.sql(
+        f"SELECT label, drop_reason, count(*) AS n FROM {run.tables.name('keywords')}"
+        f" WHERE keyword_key = {quote_text(key)} AND NOT kept GROUP BY label, drop_reason ORDER BY label, n DESC"
+    ).collect()
+    if rows and bare:
+        for label in bare:
+            why = ", ".join(f"{row['n']} by {row['drop_reason']}" for row in dropped if row["label"] == label)
+            said = f"words were dropped, {why}; see keywords_dropped" if why else "no document counts as evidence"
+            console.print(f"{escape(label)}  (no keyword: {said})")
+        console.print()
+    if not rows:
+        if not dropped:
+            advice = "Look at the models' F1 in the table models: train longer, or lower the probability."
+            if run.plan.models.base is None:
+                advice = "Look at the column probability of the table explanations, and lower keywords.probability."
+            console.print(
+                f"No keyword: no prediction above keywords.probability={run.plan.keywords.probability} counted as evidence "
+                f"({run.plan.evidence}). {advice}"
+            )
+            return
+        reasons = Counter[str]()
+        for row in dropped:
+            reasons[row["drop_reason"]] += row["n"]
+        why = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        console.print(
+            f"No word was kept ({escape(why)}). Lower keywords.theta or keywords.min_df, or explain more documents."
+        )
+
+
+def _describe_unsigned(run: Run) -> str:
+    method = run.find_method(run.plan.method.id)
+    remedy = "Write a method whose scores have a sign, such as integrated_gradients."
+    if "sign" in method.complete_options({}):
+        remedy = "Write method.options.sign: gradient_x_input."
+    return f"unsigned: scores of {method.id} have no sign, so words that speak against a class stand beside those for it. {remedy}"
+
+
+def show_place(console: Console, run: Run) -> None:
+    """Print where a run's tables are, and a query of them."""
+    sink = run.plan.sink
+    place = sink.path or sink.schema
+    console.print(f"[bold]tables[/bold]   {escape(str(place))}", soft_wrap=True)
+    if sink.path is not None:
+        command = "lexplain" if shutil.which("lexplain") else sys.argv[0]  # as in an environment that is not activated
+        console.print(
+            f'[bold]query[/bold]    {escape(command)} sql --tables {escape(str(place))} "SELECT label, word, rank FROM keywords_current'
+            ' ORDER BY label, rank"', soft_wrap=True,
+        )  # fmt: skip
+    if run.tracker is not None:
+        console.print(f"[bold]MLflow[/bold]   run {run.tracker.mlflow_run_id}", soft_wrap=True)
