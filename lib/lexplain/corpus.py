@@ -248,20 +248,17 @@ def _find_appended(tables: Tables, source: Source, documents: DataFrame, increme
         " AND text_digest IS NOT NULL) AS changed",
     ).collect()[0]
     if totals["deleted"] or totals["changed"]:
+        hint = (
+            " With `limit` new documents push others out: leave it away to follow a growing source."
+            if source.limit
+            else ""
+        )
+        if source.columns.doc_id is None:
+            hint += " Without columns.doc_id a copy of a text may rename the first: map an id."
         raise CorpusError(
             f"{name}={source.origin!r} has {totals['changed']} changed and {totals['deleted']} deleted documents since "
             "it was first read. Keywords would have mixed old and new texts. Only appended documents are followed: "
-            "restore them, or write to a new sink."
-            + (
-                " With `limit` new documents push others out: leave it away to follow a growing source."
-                if source.limit
-                else ""
-            )
-            + (
-                " Without columns.doc_id a copy of a text may rename the first: map an id."
-                if source.columns.doc_id is None
-                else ""
-            )
+            f"restore them, or write to a new sink.{hint}"
         )
     return documents.join(staged, "doc_id", "left_anti")
 

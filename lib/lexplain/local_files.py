@@ -59,14 +59,9 @@ def _check_content(source: Source, name: str, path: str) -> Iterator[Problem]:
     if not head:
         yield Problem(f"{name}.path", path, "is empty", "The job would have failed after Spark had started",
                       "Write a file with documents")  # fmt: skip
-    if not head or source.kind not in ("csv", "tsv") or path.lower().endswith((".gz", ".bz2")):
+    there = _read_columns(source, head) if source.kind in ("csv", "tsv") else None
+    if there is None:
         return
-    try:
-        lines = head.decode("utf-8-sig", errors="ignore").splitlines(keepends=True)
-        first = next(csv.reader(lines)) if source.kind == "csv" else lines[0].rstrip("\r\n").split("\t")
-    except (csv.Error, StopIteration):  # no first line; the reader says why
-        return
-    there = first if source.header else [f"_c{number}" for number in range(len(first))]
     mapped = dataclasses.asdict(source.columns)
     for key, column in mapped.items():
         if column is not None and column not in there:
@@ -76,6 +71,31 @@ def _check_content(source: Source, name: str, path: str) -> Iterator[Problem]:
                 remedy += ", or header: false if the first line is a document"
             yield Problem(f"{name}.columns.{key}", column, f"is no column of {path!r}",
                           "The job would have failed after Spark had started", remedy)  # fmt: skip
+
+
+def _read_columns(source: Source, head: bytes) -> list[str] | None:
+    """Return the columns that Spark will find in a file that begins so; None where that is for the reader to tell.
+
+    So of a first line that is longer than `head`, is no UTF-8 (compressed, UTF-16, ISO-8859-1), or names a column twice,
+    which Spark renames.
+    """
+    # \n alone ends a line, as for the reader; blank lines are passed over
+    lines = [line + b"\n" for line in head.split(b"\n")[: None if len(head) < _HEAD_BYTES else -1] if line.strip()]
+    try:
+        if source.kind == "csv":
+            records = csv.reader(line.decode("utf-8-sig") for line in lines)
+            first = next(records)
+            whole = len(head) < _HEAD_BYTES or records.line_num < len(lines)
+        else:
+            first, whole = lines[0].decode("utf-8-sig").rstrip("\r\n").split("\t"), True
+    except (csv.Error, UnicodeDecodeError, StopIteration, IndexError):
+        return None
+    if not whole or any("\0" in field for field in first):
+        return None
+    if not source.header:
+        return [f"_c{number}" for number in range(len(first))]
+    named = [field or f"_c{number}" for number, field in enumerate(first)]
+    return named if len({field.casefold() for field in named}) == len(named) else None
 
 
 def _check_network(plan: Plan, find_method: FindMethod, where: str, path: str) -> Iterator[Problem]:

@@ -37,32 +37,33 @@ def show_keywords(console: Console, run: Run, key: str) -> None:
     if rows and not run.signed:
         console.print(f"{escape(_describe_unsigned(run))}\n")
     bare = sorted(set(run.plan.keywords.labels or run.labels) - {row["label"] for row in rows})
+    if not bare:
+        return
     dropped = run.tables.spark.sql(
         f"SELECT label, drop_reason, count(*) AS n FROM {run.tables.name('keywords')}"
         f" WHERE keyword_key = {quote_text(key)} AND NOT kept GROUP BY label, drop_reason ORDER BY label, n DESC"
     ).collect()
-    if rows and bare:
+    if rows:
         for label in bare:
             why = ", ".join(f"{row['n']} by {row['drop_reason']}" for row in dropped if row["label"] == label)
             said = f"words were dropped, {why}; see keywords_dropped" if why else "no document counts as evidence"
             console.print(f"{escape(label)}  (no keyword: {said})")
         console.print()
-    if not rows:
-        if not dropped:
-            advice = "Look at the models' F1 in the table models: train longer, or lower the probability."
-            if run.plan.models.base is None:
-                advice = "Look at the column probability of the table explanations, and lower keywords.probability."
-            console.print(
-                f"No keyword: no prediction above keywords.probability={run.plan.keywords.probability} counted as evidence "
-                f"({run.plan.evidence}). {advice}"
-            )
-            return
+    elif dropped:
         reasons = Counter[str]()
         for row in dropped:
             reasons[row["drop_reason"]] += row["n"]
         why = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
         console.print(
             f"No word was kept ({escape(why)}). Lower keywords.theta or keywords.min_df, or explain more documents."
+        )
+    else:
+        advice = "Look at the models' F1 in the table models: train longer, or lower the probability."
+        if run.plan.models.base is None:
+            advice = "Look at the column probability of the table explanations, and lower keywords.probability."
+        console.print(
+            f"No keyword: no prediction above keywords.probability={run.plan.keywords.probability} counted as evidence "
+            f"({run.plan.evidence}). {advice}"
         )
 
 

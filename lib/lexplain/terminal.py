@@ -262,8 +262,8 @@ def print_methods(
 def print_keywords(console: Console, rows: Sequence[dict[str, object]], *, n_splits: int, top: int = 10) -> None:
     """Print the keywords of each class: word, mean score, interval, selection frequency, documents.
 
-    Evidence is how many (split, document) pairs the score is the mean of; documents are those of the class that hold the
-    word.
+    Evidence is how many (split, document) pairs have the occurrences that the score is the mean of; documents are those
+    of the class that hold the word.
     """
     labels = sorted({str(row["label"]) for row in rows})
     for label in labels:

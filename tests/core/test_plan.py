@@ -603,6 +603,15 @@ def test_sink_must_not_be_a_file(folder: Path):
         ("a.csv", b"txet,label\nx,y\n", {}, ("corpus.columns.text", "is no column", "Write 'txet', or header: false")),
         ("a.tsv", b'te"xt\tlabel\r\n', {"text": 'te"xt', "doc_id": "nr"}, ("corpus.columns.doc_id", "is no column", "Write one of 'te\"xt', 'label'")),
         ("a.csv.gz", b"\x1f\x8b", {}, None),
+        ("a.csv", b"\n \r\ntext,label\n", {}, None),
+        ("a.tsv", "a\u2028b\x85c\rd\ttext\n".encode(), {"doc_id": "a\u2028b\x85c\rd"}, None),
+        ("a.csv", b"id,text,text\n", {"text": "text1"}, None),
+        ("a.csv", b",text\n", {"doc_id": "_c0"}, None),
+        ("a.csv", b"caf\xe9,nothing\n", {}, None),
+        ("a.csv", "text\n".encode("utf-16"), {}, None),
+        ("a.csv", b"x" * 70_000 + b",text\n", {}, None),
+        ("a.csv", b'"' + b"x\n" * 40_000 + b'",text\n', {}, None),
+        ("a.tsv", b"x" * 70_000 + b"\ttext\n", {}, None),
     ],
 )  # fmt: skip
 def test_local_files_have_documents_and_columns(
