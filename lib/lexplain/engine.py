@@ -28,7 +28,7 @@ from lexplain.methods.masks import find_spans, weigh_windows
 from lexplain.methods.neighbours import make_references
 from lexplain.neighbours import Reference
 from lexplain.passes import Budget, Evaluation
-from lexplain.words import Word, merge_tokens, segment
+from lexplain.words import Word, merge_tokens, number_tokens, segment
 
 # Rows that share a pool of points, in passes of one point a row: enough that the last points of an adaptive rule,
 # which few rows still need, fill their passes; few enough that the rows' embeddings stay small beside the model's own.
@@ -542,13 +542,8 @@ class _Row:
         """Return the word number of each token of the window, -1 for none."""
         window, document = self.window, self.document
         numbers = np.full(len(window.ids), -1, dtype=np.int64)
-        # the last character: a SentencePiece token may start with the space before its word
-        last = document.encoding.offsets[window.start : window.stop, 1] - 1
-        starts = np.array([word.start for word in document.words], dtype=np.int64)
-        ends = np.array([word.end for word in document.words], dtype=np.int64)
-        found = np.searchsorted(starts, last, side="right") - 1
-        inside = (found >= 0) & (last < ends[found])
-        numbers[~np.asarray(window.special, dtype=bool)] = np.where(inside, found, -1)
+        content = ~np.asarray(window.special, dtype=bool)
+        numbers[content] = number_tokens(document.words, document.encoding.offsets[window.start : window.stop])
         return numbers
 
     def seed(self, method_id: str) -> int:

@@ -173,6 +173,22 @@ def merge_tokens(
     return merged, other
 
 
+def number_tokens(words: Sequence[Word], offsets: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return the number of the word that holds each token's last character, (T,), -1 where none does.
+
+    The last: a SentencePiece token may start with the space before its word.
+
+    Args:
+        words: W words of the text, as from `segment`.
+        offsets: (T, 2) start and end of each token in the text.
+    """
+    starts = np.array([word.start for word in words], dtype=np.int64)
+    ends = np.array([0, *(word.end for word in words)], dtype=np.int64)  # of no word, then of each
+    last = offsets[:, 1] - 1
+    found = np.searchsorted(starts, last, side="right") - 1
+    return np.where(last < ends[found + 1], found, -1)
+
+
 def _pair_tokens_with_words(
     words: Sequence[Word], offsets: NDArray[np.integer], visible: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

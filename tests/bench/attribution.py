@@ -428,8 +428,12 @@ def write_notes(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def read_arguments(words: Sequence[str] | None) -> argparse.Namespace:
+def add_cache(parser: argparse.ArgumentParser) -> None:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lexplain" / "bench"
+    parser.add_argument("--cache", type=Path, default=cache, help="where models, corpora and references are kept")
+
+
+def read_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--model", type=Path, help="folder of a fine-tuned classifier (default: MiniLM, fine-tuned here)"
@@ -446,7 +450,7 @@ def read_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--shap-documents", type=int, default=8, help="documents for SHAP; 0: leave it out (default: 8)"
     )
-    parser.add_argument("--cache", type=Path, default=cache, help="where model and references are kept")
+    add_cache(parser)
     parser.add_argument("--out", type=Path, default=Path("bench-attribution.json"), help="the figures, as JSON")
     arguments = parser.parse_args(words)
     for package in ("captum", *(["shap"] if arguments.shap_documents else [])):

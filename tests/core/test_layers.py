@@ -28,7 +28,7 @@ KERNEL: tuple[tuple[str, ...], ...] = (
     ("methods", "frozen_encoder"),
     ("finetune",),
     ("passes",),
-    ("engine",),
+    ("engine", "faithfulness"),
     ("executor",),
     ("sampling",),
 )
@@ -88,6 +88,7 @@ OWNERS: dict[str, set[str]] = {
         "finetune",
         "passes",
         "engine",
+        "faithfulness",
         "executor",
         "training",
     },
