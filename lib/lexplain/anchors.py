@@ -105,7 +105,9 @@ def read_vocabulary(model: nn.Module) -> Tensor:
 def digest_vocabulary(model: nn.Module) -> str:
     """Return the SHA-256 of a model's word embeddings: models that share them share their paths."""
     vocabulary = read_vocabulary(model).float().cpu().contiguous()
-    return hashlib.sha256(repr(tuple(vocabulary.shape)).encode() + vocabulary.numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(repr(tuple(vocabulary.shape)).encode())
+    digest.update(vocabulary.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _embedding_layer(model: nn.Module) -> nn.Embedding:
@@ -152,6 +154,8 @@ class AnchorFinder:
         self._rule = rule
         self._paths = np.zeros((n_words, rule.steps), dtype=np.int32)  # pages that are not written take no memory
         self._known = np.zeros(n_words, dtype=bool)
+        # special tokens are looked up as the baseline word, which no table holds, and whose path stays where it is
+        self._paths[rule.baseline_id], self._known[rule.baseline_id] = rule.baseline_id, True
         # DIG: a word's candidates, best first. All paths through a word choose among them; the m best are enough, as
         # at most m - 1 of them are on the path already.
         self._ranked = np.zeros((0, 0), dtype=np.int32)

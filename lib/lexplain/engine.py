@@ -45,8 +45,9 @@ class Explanation:
         probability: Of the label; None for a regression.
         target_score: F(x), the label's logit or the regression's output, mean over windows.
         baseline_score: F(baseline), mean over windows.
-        completeness_gap: F(x) - F(baseline) - sum of the token scores, before any of it is distributed.
-        completeness_gap_relative: |gap| / |F(x) - F(baseline)|; None when the two are equal.
+        completeness_gap: F(x) - F(baseline) - sum of the token scores, before any of it is distributed; of a mask what the
+            kept text lacks. None where scores are sizes without a sign, which are no parts of a logit.
+        completeness_gap_relative: |gap| / |F(x) - F(baseline)|; None when the two are equal, or without a gap.
         evaluations: Points at which a gradient was taken, over all windows.
         converged: The method's stopping rule was met in every window.
         token_norm: L2 norm of the text's token scores.
@@ -63,7 +64,7 @@ class Explanation:
     probability: float | None
     target_score: float
     baseline_score: float
-    completeness_gap: float
+    completeness_gap: float | None
     completeness_gap_relative: float | None
     evaluations: int
     converged: bool
@@ -146,6 +147,11 @@ class Explainer:
                 f"label={label!r} must be one of {', '.join(classifier.labels)}. Another label's words would have been "
                 f"shown. Write one of these."
             )
+        if method.foremost(method.complete_options(options)) and (label is not None or (top_k or 1) > 1):
+            raise ModelError(
+                f"{method.id} explains only a text's most probable label with these options. Another label would have got "
+                "that one's words. Leave out label and top_k, or write other options."
+            )
         classifier.check_windows(max_tokens, overlap)
         self._classifier = classifier
         self._method = method
@@ -153,7 +159,8 @@ class Explainer:
         self._baseline = str(self._options.get("baseline", "pad"))  # a method without one reads none
         self._baseline_id = classifier.find_token(self._baseline)
         self._max_tokens, self._overlap, self._max_windows = max_tokens, overlap, max_windows
-        self._merge: Literal["sum", "absmax"] = merge
+        # a part of a word's score says nothing, so there is none to choose
+        self._merge: Literal["sum", "absmax"] = "sum" if method.by_word else merge
         self._budget = Budget(budget_tokens)
         self._top_k = top_k
         self._prepared = prepared
@@ -394,6 +401,7 @@ class Explainer:
         """Run the method on one batch and add its scores to the texts."""
         evaluate, inputs = self._place(rows)
         attribution: Attribution = self._method.function(evaluate, inputs, **self._options)
+        attribution.check(self._method, tuple(inputs.mask.shape))
         scores = attribution.scores.cpu().numpy()
         baseline_score = attribution.baseline_score.tolist()
         gap = attribution.completeness_gap.tolist()
@@ -415,8 +423,12 @@ class Explainer:
             target.converged &= converged[number]
 
     def _weigh(self, windows: Sequence[Window]) -> Sequence[NDArray[np.float64] | float]:
-        """Return what each window counts for its tokens: additive scores are averaged, masks are blended."""
-        if self._method.mask:
+        """Return what each window counts for its tokens.
+
+        Parts of a logit are averaged, as the logits of the windows are. Masks and sizes are blended where windows overlap:
+        a token that two windows see has no more of them.
+        """
+        if self._method.mask or not self._method.signed:
             return weigh_windows([(window.start, window.stop) for window in windows])
         return [1 / len(windows)] * len(windows)
 
@@ -449,7 +461,8 @@ class Explainer:
             spans = []
             word_scores, other = merge_tokens(words, offsets, token_scores, document.text, rule=self._merge)
         target_score = float(document.logits[:, target.label].mean())
-        baseline_score, gap = target.baseline_score / len(windows), target.gap / len(windows)
+        baseline_score = target.baseline_score / len(windows)
+        gap = target.gap / len(windows) if self._method.mask or self._method.signed else None
         difference = abs(target_score - baseline_score)
         return Explanation(
             label=self._classifier.labels[target.label],
@@ -458,7 +471,7 @@ class Explainer:
             target_score=target_score,
             baseline_score=baseline_score,
             completeness_gap=gap,
-            completeness_gap_relative=abs(gap) / difference if difference else None,
+            completeness_gap_relative=None if gap is None or not difference else abs(gap) / difference,
             evaluations=target.evaluations,
             converged=target.converged,
             token_norm=float(np.linalg.norm(token_scores)),

@@ -50,7 +50,9 @@ def calibration_key(plan: Plan, find_method: FindMethod, model_digest: str) -> s
     """
     method = find_method(plan.method.id)
     baseline = method.complete_options(plan.method.asked).get("baseline")
-    made_for = (plan.method.accuracy, plan.method.precision, plan.text.max_tokens, corpus_key(plan.corpus))
+    # top_k brings in texts without a predicted label, the words decide how many nodes a keyword needs
+    sampled = (plan.method.top_k, plan.text.max_tokens, plan.text.max_characters, WORD_RULES, corpus_key(plan.corpus))
+    made_for = (plan.method.accuracy, plan.method.precision, *sampled)
     return digest("calibration", model_digest, method.id, baseline, made_for)
 
 

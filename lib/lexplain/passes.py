@@ -216,11 +216,15 @@ class Evaluation:
         types = None if self._token_types is None else self._token_types[rows[0], :length]
         with torch.set_grad_enabled(gradients):
             logits = self._classifier.logits(leaf, inputs.mask[rows[0], :length], types)
+            seen = []
             for target, (point, row) in enumerate(zip(points, rows, strict=True), 1):
                 values, found = objective(logits, row), None
                 if gradients:
                     (found,) = torch.autograd.grad(values.sum(), leaf, retain_graph=target < len(points))
-                see(point, values.detach().double(), found)
+                seen.append((point, values.detach().double(), found))
+        # only now, so that a pass that ran out of memory between two targets shows no point twice
+        for point, known, found in seen:
+            see(point, known, found)
 
     def _unknown(self, count: int) -> Tensor:
         return torch.full((count,), math.nan, dtype=torch.float64, device=self._inputs.x.device)

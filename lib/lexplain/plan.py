@@ -279,6 +279,10 @@ class Method(Protocol):
         """Tell whether scores tell evidence for a label from evidence against it."""
 
     @property
+    def foremost(self) -> Callable[[Mapping[str, object]], bool]:
+        """Takes all options, tells whether only a text's most probable label can be explained with them."""
+
+    @property
     def prepares(self) -> Callable[[Mapping[str, object]], str | None]:
         """Takes all options, returns the kind of preparation that the method needs, or None."""
 
@@ -455,6 +459,9 @@ def _check_method(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
     for problem in wrong:
         field = f"method.options.{problem.field.rsplit('.', 1)[-1]}"
         yield dataclasses.replace(problem, field=field, value=shorten(problem.value))
+    if not wrong and (plan.method.top_k or 1) > 1 and method.foremost(method.complete_options(plan.method.asked)):
+        yield Problem("method.top_k", plan.method.top_k, f"is more than {method.id} explains with these options",
+                      "Every label would have got the words of the most probable one", "Leave it out, or write other options")  # fmt: skip
     # Only fine-tuned models have a folder of their own; what a sink without one misses is told elsewhere.
     homeless = plan.sink.schema is not None and plan.models.base is None and not wrong
     if homeless and method.prepares(method.complete_options(plan.method.asked)) == "neighbours":

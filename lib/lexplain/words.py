@@ -40,8 +40,8 @@ _NOT_AT_EDGES = (
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])
 
 
-# Raised by every change of this module that moves a word's borders, key or score.
-WORD_RULES = "uax29.v1"
+# Raised by every change, here or where the engine joins tokens and windows, that moves a word's borders, key or score.
+WORD_RULES = "uax29.v2"
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,8 @@ class Evaluate(Protocol):
             rows: (P,) long, the row of each point.
             place: Takes (N,) numbers of points and the length of a pass, returns their embeddings (N, length, D).
             see: Takes (N,) numbers of points, their values (N,), and their gradients (N, length, D) or None.
-                Called once for each pass and target; keeps what the method needs.
+                Called once for each pass and target, in their order, when all of them have been computed; keeps
+                what the method needs. No point is shown twice.
             share: (P,); points of one window with equal numbers lie at the same place and share the forward
                 part of a pass. None: no point shares.
             objective: Takes logits (N, C) and rows (N,), returns what is differentiated (N,). None: the
@@ -235,6 +236,32 @@ class Attribution:
             converged=torch.ones(count, dtype=torch.bool),
         )
 
+    def check(self, method: Method, shape: tuple[int, ...]) -> None:
+        """Check what a method has returned: of another package's code nothing is known.
+
+        Args:
+            method: It.
+            shape: (B, S) of the rows that it was given.
+
+        Raises:
+            MethodError: A field has another shape or type.
+        """
+        import torch
+
+        double, rows = torch.float64, shape[:1]
+        expected = {
+            "scores": (shape, double), "baseline_score": (rows, double), "completeness_gap": (rows, double),
+            "evaluations": (rows, torch.int64), "converged": (rows, torch.bool),
+        }  # fmt: skip
+        for name, (size, kind) in expected.items():
+            found = getattr(self, name)
+            if tuple(found.shape) != size or found.dtype != kind:
+                package = f", which is of the package {method.package}" if method.package else ""
+                raise MethodError(
+                    f"method={method.id!r} returned {name} of shape {tuple(found.shape)} and {found.dtype}, and must return "
+                    f"{size} and {kind}. Scores would have been those of other tokens or texts. Mend the method{package}."
+                )
+
 
 def score_baselines(evaluate: Evaluate, inputs: Inputs) -> Tensor:
     """Return F(baseline) of all rows, (B,) float64; one forward pass a row."""
@@ -261,10 +288,12 @@ class Method:
             additive: the windows of a text are blended, and a word has the mean of its tokens, not their sum. Runs of
             kept words are its spans.
         cite: Key of the paper.
+        by_word: Scores are of whole words, in equal parts on their tokens, so that only their sum means something.
         options: By name, in the order of the signature.
         across: Takes the options that are not at their defaults, returns what is wrong between them.
         models: Types of models that it explains, as their config names them; empty: any.
         fits: Takes a network's config and all options; raises ModelError where it cannot explain such a network so.
+        foremost: Takes all options, tells whether only a text's most probable label can be explained with them.
         presets: Named sets of options, as a paper or its code has them.
         prepares: Takes all options, returns what must be known of a model and corpus before a run: its kind, or None.
         batched: Rows share passes of the model; False: it explains one row after the other.
@@ -283,11 +312,13 @@ class Method:
     signed: bool
     stochastic: bool
     mask: bool
+    by_word: bool
     cite: str
     options: Mapping[str, Option]
     across: Callable[[Mapping[str, object]], list[Problem]]
     models: tuple[str, ...] = ()
     fits: Callable[[Any, Mapping[str, Any]], None] = lambda config, options: None
+    foremost: Callable[[Mapping[str, object]], bool] = lambda options: False
     presets: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     prepares: Callable[[Mapping[str, object]], Preparation | None] = _need_nothing
     batched: bool = True
@@ -341,6 +372,12 @@ class Method:
                 f"model_type={family!r} must be one of {', '.join(self.models)} for {self.id}. Its scores would have "
                 "followed the rules of other layers. Write one of these models, or another method."
             )
+        if self.foremost(options) and getattr(config, "problem_type", None) == "multi_label_classification":
+            raise ModelError(
+                f"problem_type='multi_label_classification' has several labels a text, and {self.id} explains only the most "
+                "probable one with these options. All labels would have got its words. Write a model with one label a text, "
+                "or other options."
+            )
         self.fits(config, options)
 
     def is_signed(self, options: Mapping[str, object]) -> bool:
@@ -383,9 +420,10 @@ Function = TypeVar("Function", bound=Callable[..., "Attribution"])
 
 def method(
     *, version: int, cite: str, complete: bool = False, signed: bool = True, stochastic: bool = False,
-    mask: bool = False, models: tuple[str, ...] = (), ranges: Mapping[str, tuple[float, float]] | None = None,
+    mask: bool = False, by_word: bool = False, models: tuple[str, ...] = (), ranges: Mapping[str, tuple[float, float]] | None = None,
     across: Callable[[Mapping[str, object]], list[Problem]] = lambda options: [],
     fits: Callable[[Any, Mapping[str, Any]], None] = lambda config, options: None,
+    foremost: Callable[[Mapping[str, object]], bool] = lambda options: False,
     presets: Mapping[str, Mapping[str, object]] | None = None,
     prepares: Callable[[Mapping[str, object]], Preparation | None] = _need_nothing,
     name: str | None = None, batched: bool = True, cost: Cost | None = None, requires: tuple[str, ...] = (),
@@ -401,9 +439,11 @@ def method(
         stochastic: Draws random numbers.
         models: Types of models that it explains; empty: any.
         mask: Scores are a mask in [0, 1].
+        by_word: Scores are of whole words, in equal parts on their tokens.
         ranges: Smallest and largest value of an option, both allowed.
         across: Takes the options that are not at their defaults, returns what is wrong between them.
         fits: Takes a network's config and all options; raises ModelError where it cannot explain such a network so.
+        foremost: Takes all options, tells whether only a text's most probable label can be explained with them.
         presets: Named sets of options, as a paper or its code has them.
         prepares: Takes all options, returns the kind of preparation that the method needs, or None.
         name: NAME, where it is not the function's.
@@ -426,7 +466,7 @@ def method(
                 f"Write another name, or version={version + 1}."
             )
         registered = Method(
-            identity, function, complete, signed, stochastic, mask, cite, options, across, models, fits,
+            identity, function, complete, signed, stochastic, mask, by_word, cite, options, across, models, fits, foremost,
             dict(presets or {}), prepares, batched, cost, requires, note,
         )  # fmt: skip
         for preset, values in registered.presets.items():

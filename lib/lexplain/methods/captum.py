@@ -56,7 +56,7 @@ class _Row:
 
 @method(
     name="captum.layer_integrated_gradients", version=1, complete=True, signed=True, cite="sundararajan2017axiomatic",
-    ranges={"n_steps": (1, 2000)}, batched=False, requires=("captum",), cost=lambda options, tokens: 2 * options["n_steps"] + 1,
+    ranges={"n_steps": (2, 2000)}, batched=False, requires=("captum",), cost=lambda options, tokens: 2 * options["n_steps"] + 1,
 )  # fmt: skip
 def layer_integrated_gradients(
     evaluate: Evaluate, inputs: Inputs, *, n_steps: int = 50, rule: Rule = "gausslegendre", baseline: str = "mask"
@@ -66,7 +66,7 @@ def layer_integrated_gradients(
     Args:
         evaluate: The model with the target of each row.
         inputs: The rows.
-        n_steps: Points, 1 to 2000.
+        n_steps: Points, 2 to 2000.
         rule: Where they lie, captum's `method`. The weights of its `riemann_trapezoid` sum to less than 1.
         baseline: Token that stands for the absence of a word, named as in `integrated_gradients`.
 
@@ -171,7 +171,7 @@ def deep_lift(evaluate: Evaluate, inputs: Inputs, *, baseline: str = "mask") -> 
 
 
 @method(
-    name="captum.lime", version=1, signed=True, stochastic=True, cite="ribeiro2016should",
+    name="captum.lime", version=1, signed=True, stochastic=True, by_word=True, cite="ribeiro2016should",
     ranges={"n_samples": (10, 100_000), "alpha": (1e-6, 10.0)}, batched=False, requires=("captum", "scikit-learn"),
     cost=lambda options, tokens: options["n_samples"] + 1,
 )  # fmt: skip
@@ -217,7 +217,7 @@ def lime(
 
 
 @method(
-    name="captum.shapley_value_sampling", version=1, complete=True, signed=True, stochastic=True,
+    name="captum.shapley_value_sampling", version=1, complete=True, signed=True, stochastic=True, by_word=True,
     cite="strumbelj2010efficient", ranges={"n_samples": (1, 10_000)}, batched=False, requires=("captum",),
     cost=lambda options, tokens: options["n_samples"] * tokens + 2,
 )  # fmt: skip

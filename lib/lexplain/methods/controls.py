@@ -15,7 +15,7 @@ from lexplain.methods.noise import draw_uniform
 from lexplain.methods.units import count_tokens, number_units, spread_over_tokens
 
 
-@method(version=1, signed=False, stochastic=True, cite="none", cost=lambda options, tokens: 1)
+@method(version=1, signed=False, stochastic=True, by_word=True, cite="none", cost=lambda options, tokens: 1)
 def random(evaluate: Evaluate, inputs: Inputs, *, baseline: str = "mask") -> Attribution:
     """Return scores drawn from [0, 1), one a word, in equal parts on its tokens.
 
@@ -37,7 +37,7 @@ def random(evaluate: Evaluate, inputs: Inputs, *, baseline: str = "mask") -> Att
     return Attribution.from_scores(spread_over_tokens(scores, units), evaluate, inputs, evaluations=0)
 
 
-@method(version=1, signed=True, cite="zeiler2014visualizing", cost=lambda options, tokens: tokens + 1)
+@method(version=1, signed=True, by_word=True, cite="zeiler2014visualizing", cost=lambda options, tokens: tokens + 1)
 def occlusion(evaluate: Evaluate, inputs: Inputs, *, baseline: str = "mask") -> Attribution:
     """Return what the target logit loses when a word is taken away, in equal parts on its tokens.
 

@@ -24,6 +24,11 @@ def _needs_anchors(options: Mapping[str, object]) -> Literal["anchors"]:
     return "anchors"
 
 
+def _follows_greatest(options: Mapping[str, object]) -> bool:
+    """Tell whether the greatest logit is differentiated: it is the same for all labels of a text."""
+    return options["target"] == "max"
+
+
 def _tell_cost(options: Mapping[str, Any], tokens: int) -> float:
     """Return forward-equivalents: a gradient at each point of the path but the last, and F(baseline)."""
     return float(2 * 2 ** options["factor"] * (options["steps"] + 1) + 1)
@@ -31,6 +36,7 @@ def _tell_cost(options: Mapping[str, Any], tokens: int) -> float:
 
 @method(
     version=1, signed=True, cite="sanyal2021discretized", ranges=_RANGES, prepares=_needs_anchors, cost=_tell_cost,
+    foremost=_follows_greatest,
     presets={"dig-2021": {"steps": 30, "factor": 0, "neighbours": 500, "strategy": "greedy", "baseline": "pad", "target": "max"}},
 )  # fmt: skip
 def discretized_integrated_gradients(
@@ -51,7 +57,7 @@ def discretized_integrated_gradients(
             the completeness gap; more anchors need not.
         baseline: Token that stands for the absence of a word: `mask`, `pad`, or a token of the vocabulary.
         target: `fixed`: the row's own logit everywhere. `max`, as published: the greatest logit of each point, so
-            that another class may be explained on a part of the path.
+            that another class may be explained on a part of the path; of a text's most probable label only.
 
     Returns:
         Scores in logits, of both signs; exactly 0.0 on special tokens and padding. With `fixed` they sum to about
@@ -69,6 +75,7 @@ def discretized_integrated_gradients(
 
 @method(
     version=1, signed=True, cite="roy2024uniform", ranges=_RANGES, prepares=_needs_anchors, cost=_tell_cost,
+    foremost=_follows_greatest,
     presets={
         "udig-2024": {"steps": 30, "neighbours": 50, "factor": 1, "strategy": "maxcount", "baseline": "mask"},
         "udig-2024-bert": {"steps": 30, "neighbours": 50, "factor": 2, "strategy": "greedy", "baseline": "mask"},
@@ -123,7 +130,6 @@ def _integrate(evaluate: Evaluate, inputs: Inputs, rule: AnchorRule, factor: int
     rows, numbers = torch.arange(count).repeat_interleave(n_points), torch.arange(n_points).repeat(count)
     owners = rows.to(inputs.x.device)
     scores = torch.zeros(inputs.special.shape, dtype=torch.float64, device=inputs.x.device)
-    added = torch.zeros(len(rows), dtype=torch.bool, device=inputs.x.device)
     moves = inputs.x[:0]
 
     def place(points: Tensor, length: int) -> Tensor:
@@ -134,12 +140,9 @@ def _integrate(evaluate: Evaluate, inputs: Inputs, rule: AnchorRule, factor: int
 
     def see(points: Tensor, values: Tensor, gradients: Tensor | None) -> None:
         assert gradients is not None  # they were asked for
-        # a pass that runs out of memory is tried again, and may show some points twice
-        new = ~added[points]
         # all targets of a pass are seen at the places that were made last, in their order
         products = (gradients * moves).sum(-1, dtype=torch.float64)
-        scores[:, : gradients.shape[1]].index_add_(0, owners[points][new], products[new])
-        added[points] = True
+        scores[:, : gradients.shape[1]].index_add_(0, owners[points], products)
 
     def find_greatest(logits: Tensor, _: Tensor) -> Tensor:
         return logits.max(-1).values

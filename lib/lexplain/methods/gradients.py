@@ -108,7 +108,6 @@ def smoothgrad(
     rows = torch.arange(count).repeat_interleave(samples)
     owners, seeds, spread = rows.to(x.device), inputs.seeds.to(x.device), noise * measure_spread(inputs)
     total = torch.zeros_like(x)
-    added = torch.zeros(len(rows), dtype=torch.bool, device=x.device)
 
     def place(points: Tensor, length: int) -> Tensor:
         row = owners[points]
@@ -118,10 +117,7 @@ def smoothgrad(
 
     def see(points: Tensor, values: Tensor, gradients: Tensor | None) -> None:
         assert gradients is not None  # they were asked for
-        # a pass that runs out of memory is tried again, and may show some points twice
-        new = ~added[points]
-        total[:, : gradients.shape[1]].index_add_(0, owners[points][new], gradients[new].to(x))
-        added[points] = True
+        total[:, : gradients.shape[1]].index_add_(0, owners[points], gradients.to(x))
 
     evaluate.visit(rows, place, see, share=torch.arange(samples).repeat(count))
     scores = _size(total.div_(samples), x, norm, sign)

@@ -42,6 +42,9 @@ def _check_across(options: Mapping[str, object]) -> list[Problem]:
     if options.get("sufficiency") == 0 == options.get("comprehensiveness"):
         return [Problem("method.comprehensiveness", options["comprehensiveness"], "must be above 0 where sufficiency is 0",
                         "No mask would have depended on the model", "Write comprehensiveness: 1.0")]  # fmt: skip
+    if options.get("comprehensiveness") == 0 and "complement" in options:
+        return [Problem("method.complement", options["complement"], "is not read with comprehensiveness: 0",
+                        "It would have been ignored", "Leave out complement, or comprehensiveness")]  # fmt: skip
     return []
 
 

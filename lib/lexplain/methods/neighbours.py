@@ -58,7 +58,7 @@ def _tell_cost(options: Mapping[str, Any], tokens: int) -> float:
     version=1, signed=False, stochastic=True, cite="zhang2022locally", across=_check_across, fits=check_layers,
     prepares=lambda options: "neighbours", cost=_tell_cost,
     ranges={
-        "samples": (1, 1000), "noise": (0.0, 10.0), "layer": (0, 1000), "neighbours": (1, 1000), "quantile": (0.0, 1.0),
+        "samples": (1, 1000), "noise": (0.0, 10.0), "layer": (1, 1000), "neighbours": (1, 1000), "quantile": (0.0, 1.0),
         "weight": (0.0, 1e6),
     },
     presets={
@@ -96,7 +96,7 @@ def lafa(
             gets it once, in equal parts; `cosine`; `rbf`: exp(-|a - b|_2 / 4); `laplacian`: exp(-|a - b|_1 / 4);
             `cubic`: (7 ab)^3; `l2_inverse`: 1 / |a - b|_2, between 1/3 and 1/0.3. With `cosine` and `cubic` a neighbour
             may also lower a score, to 0 at most: sizes have no sign.
-        weight: The paper's lambda; 0 is the base method.
+        weight: The paper's lambda; 0 is the base method, with noise drawn for this one.
         scale: `unit_max`: the base scores of every document are first divided by its largest, so that no long or
             uncertain one prevails, and weight has no unit.
         sign: As in `saliency`: that of gradient x input in the row itself; neighbours have none.

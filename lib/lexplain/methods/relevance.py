@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from lexplain.errors import ModelError
+from lexplain.errors import ModelError, Problem
 from lexplain.methods import Attribution, Evaluate, Inputs, method
 from lexplain.methods.gradients import measure_products, visit_inputs
 from lexplain.methods.hooks import replaced_logits
@@ -41,6 +41,14 @@ _ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "silu", "tanh")
 _TEXTCNN_EPS = 0.001
 
 
+def _check_across(options: Mapping[str, object]) -> list[Problem]:
+    """Return what is wrong between options: only the epsilon rule shares out biases."""
+    if options.get("rule") in ("attnlrp", "cp_lrp") and "bias_factor" in options:
+        return [Problem("method.bias_factor", options["bias_factor"], f"is not read by rule: {options['rule']}",
+                        "The biases' shares would have been lost all the same", "Leave bias_factor out")]  # fmt: skip
+    return []
+
+
 def check_rule(config: Any, options: Mapping[str, Any]) -> None:
     """Check that the rule of the options is one for this network.
 
@@ -51,7 +59,8 @@ def check_rule(config: Any, options: Mapping[str, Any]) -> None:
 
 
 @method(
-    version=1, signed=True, cite="bach2015pixel", models=("textcnn", *TRANSFORMERS), fits=check_rule,
+    version=1, signed=True, cite="bach2015pixel", models=("textcnn", *TRANSFORMERS), across=_check_across,
+    fits=check_rule,
     ranges={"eps": (0.0, 1.0), "bias_factor": (0.0, 1.0)},
     presets={
         "arras-2016": {"rule": "epsilon", "eps": 0.01, "bias_factor": 1.0},
