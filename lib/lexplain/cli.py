@@ -374,25 +374,29 @@ def explain_command(
     """
     with _terminal("explain", None) as terminal:
         try:
-            for title, explanation in _explain_text(text, model, methods, label, top):
+            for title, signed, explanation in _explain_text(text, model, methods, label, top):
                 words = [(word.start, word.end, score) for word, score in explanation.words]
                 sure = explanation.probability
                 said = f"{title}  {explanation.label}  " + (
                     f"output {explanation.target_score:.3f}" if sure is None else f"probability {sure:.3f}"
                 )
-                print_explanation(terminal.console, said, text, words)
+                print_explanation(terminal.console, said, text, words, signed=signed)
         except (MethodError, ModelError, DocumentError) as error:
             terminal.fail(error, BAD_PLAN)
 
 
 def _explain_text(
     text: str, folder: Path, methods: str, label: str | None, top: int
-) -> Iterator[tuple[str, Explanation]]:
-    """Yield a title and an explanation for each method and label; every refusal is raised at once, before the first."""
+) -> Iterator[tuple[str, bool, Explanation]]:
+    """Yield a title, whether scores have a sign, and an explanation for each method and label; every refusal is raised at once, before the first."""
     from lexplain.classifier import Classifier
     from lexplain.engine import Explainer, Rejection
     from lexplain.executor import choose_budget, choose_device, decode_document
 
+    if label is not None and top > 1:
+        raise ModelError(
+            f"label={label!r} and top={top} exclude each other. The one label would have been shown. Leave out one of them."
+        )
     settings = TextSettings()
     decode_document(text, settings.max_characters)
     chosen = _choose_methods(methods)
@@ -402,7 +406,7 @@ def _explain_text(
     explainers, refused = [], []
     for method, options, title in chosen:
         try:
-            explainers.append((title, Explainer(
+            explainers.append((title, method.is_signed(options), Explainer(
                 classifier, method, options, max_tokens=max_tokens, overlap=min(settings.overlap, max_tokens // 8),
                 max_windows=settings.max_windows, merge=settings.merge, budget_tokens=choose_budget(device), top_k=top, label=label,
             )))  # fmt: skip
@@ -410,11 +414,11 @@ def _explain_text(
             refused.append(str(error))
     if refused:
         raise ModelError("\n".join(dict.fromkeys(refused)))
-    for title, explainer in explainers:
+    for title, signed, explainer in explainers:
         outcome = explainer.explain([text])[0]
         if isinstance(outcome, Rejection):
             raise DocumentError(outcome.reason, outcome.message)
-        yield from ((title, explanation) for explanation in outcome)
+        yield from ((title, signed, explanation) for explanation in outcome)
 
 
 def _choose_methods(listed: str) -> list[tuple[Method, Mapping[str, object], str]]:
@@ -422,7 +426,7 @@ def _choose_methods(listed: str) -> list[tuple[Method, Mapping[str, object], str
     from lexplain.methods import find_method
 
     chosen, refused = [], []
-    for asked in listed.split(","):
+    for asked in dict.fromkeys(part for part in listed.split(",") if part.strip()):
         name, _, preset = asked.strip().partition(":")
         try:
             method = find_method(name)
@@ -523,7 +527,17 @@ def plan_check_command(plan: PlanPath) -> None:
         checked = load_plan(plan)
     except PlanError as error:
         raise _refuse(error, BAD_PLAN) from None
-    Console(highlight=False).print(f"{escape(checked.name)}: no problem found")
+    from lexplain.methods import find_method
+
+    method, text = find_method(checked.method.id), checked.text
+    console = Console(highlight=False)
+    console.print(f"{escape(checked.name)}: no problem found")
+    if method.cost is not None:
+        cost = method.cost(method.complete_options(checked.method.asked), text.max_tokens)
+        console.print(
+            f"{escape(method.id)}: about {cost:.0f} forward-equivalents for each model, predicted label and window of"
+            f" {text.max_tokens} tokens"
+        )
 
 
 @plan_app.command("show")

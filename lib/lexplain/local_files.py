@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lexplain.errors import MethodError, ModelError, Problem
-from lexplain.model_store import check_folder, read_config
+from lexplain.model_store import check_folder, has_token, read_config
 
 if TYPE_CHECKING:
     from lexplain.plan import FindMethod, Plan, Source
@@ -114,7 +114,12 @@ def _check_network(plan: Plan, find_method: FindMethod, where: str, path: str) -
     try:
         method = find_method(plan.method.id)
         if not method.check(plan.method.asked):
-            method.check_network(config, method.complete_options(plan.method.asked))
+            options = method.complete_options(plan.method.asked)
+            method.check_network(config, options)
+            baseline = options.get("baseline", "pad")
+            if baseline not in ("mask", "pad") and not has_token(path, str(baseline)):
+                yield Problem("method.options.baseline", baseline, f"is no token of {where}={path!r}",
+                              "The job would have failed when the model was explained", "Write mask, pad, or a token of its vocabulary")  # fmt: skip
     except MethodError:
         return  # reported with the method
     except ModelError as error:

@@ -170,6 +170,21 @@ def read_outputs(names: Sequence[str], problem_type: str | None) -> tuple[Proble
     return "single_label", labels
 
 
+def has_token(folder: str, token: str) -> bool:
+    """Tell whether the tokenizer of a local model folder knows a token; True where it cannot be read, which is told elsewhere.
+
+    Args:
+        folder: A local path.
+        token: As it stands in the vocabulary.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(Path(folder) / "tokenizer.json")).token_to_id(token) is not None
+    except Exception:  # the library raises nothing narrower
+        return True
+
+
 def read_config(folder: str, *, explained: bool) -> SimpleNamespace | None:
     """Return the config of a local model folder, as far as methods ask for it; None where it cannot be read.
 
@@ -258,6 +273,10 @@ def _check_classifier(field: str, folder: str, config: Mapping[str, Any]) -> Ite
     if config.get("problem_type") == "regression" and outputs != 1:
         yield Problem(field, folder, f"is a regression of {outputs} outputs", "Numbers would have been taken for classes",
                       "Write a regression of one output, or a classifier")  # fmt: skip
+    if config.get("problem_type") == "single_label_classification" and outputs == 1:
+        yield Problem(field, folder, "has one class, and problem_type single_label_classification",
+                      "transformers would have refused to load it, in every task",
+                      "Write problem_type regression, or leave it out for a classifier of one logit, in its config.json")  # fmt: skip
     architectures = config.get("architectures") or []
     if architectures and not any(str(name).endswith("ForSequenceClassification") for name in architectures):
         yield Problem(field, folder, f"is no sequence classifier but {', '.join(map(str, architectures))}",

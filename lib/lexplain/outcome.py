@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from lexplain.tables import quote_text
-from lexplain.terminal import print_keywords
+from lexplain.terminal import format_cell, print_keywords
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,6 +36,8 @@ def show_keywords(console: Console, run: Run, key: str) -> None:
     print_keywords(console, [row.asDict() for row in rows], n_splits=splits)
     if rows and not run.signed:
         console.print(f"{escape(_describe_unsigned(run))}\n")
+    if run.find_method(run.plan.method.id).mask:
+        _show_phrases(console, run, key)
     bare = sorted(set(run.plan.keywords.labels or run.labels) - {row["label"] for row in rows})
     if not bare:
         return
@@ -65,6 +67,20 @@ def show_keywords(console: Console, run: Run, key: str) -> None:
             f"No keyword: no prediction above keywords.probability={run.plan.keywords.probability} counted as evidence "
             f"({run.plan.evidence}). {advice}"
         )
+
+
+def _show_phrases(console: Console, run: Run, key: str, *, top: int = 5) -> None:
+    """Print the first phrases of each label on a line, or why none was kept."""
+    found = run.tables.read("keyphrases").where(f"keyword_key = {quote_text(key)}")
+    kept = found.where(f"kept AND rank <= {top}").orderBy("label", "rank").collect()
+    for label in dict.fromkeys(row["label"] for row in kept):
+        phrases = ", ".join(f"{row['phrase']} ({row['score_mean']:.2f})" for row in kept if row["label"] == label)
+        console.print(f"keyphrases of {escape(label)}: {escape(format_cell(phrases))}", soft_wrap=True)
+    if not kept:
+        reasons = found.groupBy("drop_reason").count().orderBy("count", ascending=False).collect()
+        why = ", ".join(f"{row['drop_reason']} {row['count']}" for row in reasons) or "no span"
+        console.print(f"No keyphrase was kept ({escape(why)}): phrases are equal only word for word.")
+    console.print()
 
 
 def _describe_unsigned(run: Run) -> str:

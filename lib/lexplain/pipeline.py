@@ -17,7 +17,7 @@ from lexplain.corpus import Staged, check_seen, list_labels, stage
 from lexplain.errors import CorpusError, LimitError, ModelError, PlanError, redact
 from lexplain.executor import ModelTask
 from lexplain.keys import corpus_key, keyword_key, run_id
-from lexplain.keywords import PHRASES, WORDS, describe_evidence, rank_keywords, sum_words
+from lexplain.keywords import PHRASES, WORDS, Unit, describe_evidence, rank_keywords, sum_words
 from lexplain.plan import FindMethod, Plan, Sink, Source
 from lexplain.preparation import find_prepared, prepare_models
 from lexplain.schema import TABLES
@@ -194,7 +194,7 @@ class Run:
             return None
         labelled = self._labelled()
         key = keyword_key(self.plan, keys, self.corpus.version, None if labelled is None else labelled.version)
-        units = [WORDS, PHRASES] if self.find_method(self.plan.method.id).mask else [WORDS]
+        units = self._list_units()
         self.progress.start("aggregate", len(units), "tables")
         share = self.plan.models.test_share
         for unit in units:
@@ -213,6 +213,10 @@ class Run:
         }
         self.progress.finish("keyword table ready" if len(units) == 1 else "keyword and keyphrase tables ready")
         return key
+
+    def _list_units(self) -> list[Unit]:
+        """Return what keyword tables there are: of words, and where the method makes spans of phrases."""
+        return [WORDS, PHRASES] if self.find_method(self.plan.method.id).mask else [WORDS]
 
     def _labelled(self) -> Staged | None:
         source = self.plan.labelled
@@ -296,10 +300,11 @@ class Run:
         tracker.set_tags({f"version.{name}": version for name, version in self.record["versions"].items()})
         tracker.set_tags({"lexplain.status": status, "lexplain.keyword_key": self.record["keyword_key"] or ""})
         if self.record["keyword_key"] is not None:
-            kept = self.tables.read("keywords").where(
-                f"keyword_key = {quote_text(self.record['keyword_key'])} AND kept"
-            )
-            tracker.log_table("keywords", kept.orderBy("label", "rank").toArrow())
+            for unit in self._list_units():
+                kept = self.tables.read(unit.keywords).where(
+                    f"keyword_key = {quote_text(self.record['keyword_key'])} AND kept"
+                )
+                tracker.log_table(unit.keywords, kept.orderBy("label", "rank").toArrow())
 
     def _quality(self) -> dict[str, float]:
         keys, corpus = self.record["explain_keys"] or [], self._staged.get(self.record["corpus_key"])

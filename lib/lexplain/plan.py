@@ -455,7 +455,8 @@ def _check_method(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
     if plan.method.options.get("rule") == "calibrated":
         yield Problem("method.options.rule", "calibrated", "is what accuracy: keywords means",
                       "The explanations would have counted as accurate for each document", "Write accuracy: keywords")  # fmt: skip
-    wrong = method.check(plan.method.asked)
+    # without what accuracy: keywords brings along: where that does not fit, it was told above
+    wrong = method.check(plan.method.options if plan.method.accuracy == "keywords" else plan.method.asked)
     for problem in wrong:
         field = f"method.options.{problem.field.rsplit('.', 1)[-1]}"
         yield dataclasses.replace(problem, field=field, value=shorten(problem.value))

@@ -209,7 +209,7 @@ _FAINT = 0.05
 
 
 def print_explanation(
-    console: Console, title: str, text: str, words: Sequence[tuple[int, int, float]], *, top: int = 8
+    console: Console, title: str, text: str, words: Sequence[tuple[int, int, float]], *, signed: bool, top: int = 8
 ) -> None:
     """Print one explanation: the text with its words coloured (in a terminal), and the largest scores.
 
@@ -218,6 +218,7 @@ def print_explanation(
         title: What is explained by which method.
         text: The text.
         words: Start, end and score of each word, in any order: red speaks for the label, blue against it.
+        signed: Whether scores have a sign; without one red says how much, not what for.
         top: How many scores are listed, largest first whatever their sign.
     """
     largest = max((abs(score) for *_, score in words), default=0.0) or 1.0
@@ -230,8 +231,10 @@ def print_explanation(
             position = end
         console.print(shown.append(_clean(text[position:])))
     for start, end, score in sorted(words, key=lambda word: (-abs(word[2]), word[0]))[:top]:
-        bar = ("+" if score > 0 else "-") * round(10 * abs(score) / largest)
-        console.print(Text(f"  {score:+10.4f}  {bar:<10}  {_clean(text[start:end])}"))
+        bar = ("*" if not signed else "+" if score > 0 else "-") * round(10 * abs(score) / largest)
+        sign = "+" if signed and score >= 0 else ""
+        value = f"{score:.4g}" if console.is_terminal else repr(score)  # a pipe gets every digit
+        console.print(Text(f"  {sign + value:>11}  {bar:<10}  {_clean(text[start:end])}"))
     console.print()
 
 

@@ -223,6 +223,8 @@ def save_textcnn(
         with torch.no_grad():
             _fill_vectors(model.embeddings, tokenizer, vectors)
     model.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):  # written for the owner alone, while executors may be somebody else
+        file.chmod((folder / "config.json").stat().st_mode)
     PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # as above
         tokenizer_object=tokenizer, pad_token=_PAD, unk_token=_UNKNOWN, model_max_length=max_tokens,
         model_input_names=["input_ids", "attention_mask"],

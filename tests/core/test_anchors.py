@@ -156,6 +156,21 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert other != path
 
 
+def test_a_table_of_all_content_tokens_is_enough() -> None:
+    """Special tokens are looked up as the baseline word; a search for it would load the whole vocabulary."""
+    rule = AnchorRule(BASELINE, steps=4, neighbours=10, strategy="greedy", uniform=False)
+    ids = np.array([number for number in range(0, 40, 2) if number != BASELINE])
+    finder = AnchorFinder(rule, 200)
+    finder.add(Anchors(rule, ids.astype(np.int32), find(draw(200, 5), ids, rule)))
+
+    def refuse() -> Tensor:
+        raise AssertionError("nothing is left to search")
+
+    found = finder.find(np.array([BASELINE, *ids]), refuse)
+    assert (found[0] == BASELINE).all()
+    assert (found == find(draw(200, 5), np.array([BASELINE, *ids]), rule)).all()
+
+
 def test_a_table_that_is_not_there_is_told(tmp_path: Path) -> None:
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"nothing")

@@ -117,7 +117,8 @@ def test_a_method_keeps_its_promises(shelf: Shelf, name: str, family: str) -> No
             assert (found.completeness_gap is None) == (not method.mask)
         if method.complete:
             assert found.completeness_gap is not None
-            assert abs(found.completeness_gap) < 0.05 * np.abs(values).sum()
+            # a ReLU's kink between two nodes leaves some thousandths of a logit
+            assert abs(found.completeness_gap) < max(0.05 * np.abs(values).sum(), 0.005)
         assert bool(found.spans) <= method.mask
     if not method.mask:  # a mask may keep everything after so few steps
         assert len({round(score, 9) for _, score in together[0].words}) > 1

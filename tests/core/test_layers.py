@@ -105,7 +105,7 @@ OWNERS: dict[str, set[str]] = {
         "keywords",
         "pipeline",
     },
-    "tokenizers": {"textcnn"},
+    "tokenizers": {"textcnn", "model_store"},
     "delta": {"session", "tables"},
     "mlflow": {"tracking"},
     "pandas": {"attribution"},

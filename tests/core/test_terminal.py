@@ -157,7 +157,7 @@ def keyword_row(**changes: object) -> dict[str, object]:
 WRITERS: dict[str, Callable[[Console], object]] = {
     "rows": lambda console: print_rows(console, [NASTY, "b"], [(NASTY, 1), (None, [NASTY])]),
     "keywords": lambda console: print_keywords(console, [keyword_row(label=NASTY, word=NASTY)], n_splits=3),
-    "explanation": lambda console: print_explanation(console, NASTY, NASTY, [(0, 9, 1.0), (10, 30, -0.5)]),
+    "explanation": lambda console: print_explanation(console, NASTY, NASTY, [(0, 9, 1.0), (10, 30, -0.5)], signed=True),
     "methods": lambda console: print_methods(console, ["id", "cost"], [(NASTY, "3")], [NASTY]),
     "error": lambda console: print_error(console, CorpusError(NASTY), Path("/logs/[red]a[/red].log")),
     "progress": lambda console: StageProgress(console).finish(NASTY),

@@ -57,6 +57,7 @@ def _tell_cost(options: Mapping[str, Any], tokens: int) -> float:
 @method(
     version=1, signed=False, stochastic=True, cite="zhang2022locally", across=_check_across, fits=check_layers,
     prepares=lambda options: "neighbours", cost=_tell_cost,
+    note="neighbours are at most 5,000 documents, of the training half or, with ready models, of the corpus: in plans only",
     ranges={
         "samples": (1, 1000), "noise": (0.0, 10.0), "layer": (1, 1000), "neighbours": (1, 1000), "quantile": (0.0, 1.0),
         "weight": (0.0, 1e6),
