@@ -51,8 +51,9 @@ $(BENCH_READY): $(READY)
 bench: $(BENCH_READY)  ## attribution beside captum and SHAP, hours with the defaults; settings: make bench BENCH='--documents 4'
 	@PYTHONPATH=tests $(BIN)/python -m bench.attribution $(BENCH)
 
-bench-methods: $(BENCH_READY)  ## each method as a Spark job, hours with the defaults; make bench-methods BENCH='--documents 20'
-	@PYTHONPATH=tests $(BIN)/python -m bench.methods $(BENCH)
+bench-methods: $(BENCH_READY)  ## what the methods cost and promise, hours; one part: PYTHONPATH=tests .venv/bin/python -m bench.bars --help
+	@for part in newsgroups bars ablation 'ablation --on newsgroups' methods 'methods --on newsgroups'; do \
+	  echo "bench.$$part"; PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit 1; done
 
 clean:  ## remove the environment and the demo's folder
 	rm -rf $(VENV) lexplain-demo

@@ -79,7 +79,9 @@ def _show_phrases(console: Console, run: Run, key: str, *, top: int = 5) -> None
     if not kept:
         reasons = found.groupBy("drop_reason").count().orderBy("count", ascending=False).collect()
         why = ", ".join(f"{row['drop_reason']} {row['count']}" for row in reasons) or "no span"
-        console.print(f"No keyphrase was kept ({escape(why)}): phrases are equal only word for word.")
+        console.print(
+            f"No keyphrase was kept ({escape(why)}): phrases are equal only word for word; see keyphrases_dropped."
+        )
     console.print()
 
 

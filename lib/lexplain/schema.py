@@ -417,6 +417,11 @@ VIEWS: dict[str, tuple[str, str]] = {
         "SELECT r.name, k.* EXCEPT (kept, drop_reason) FROM {keyphrases} k"
         " JOIN {runs_current} r ON k.keyword_key = r.keyword_key WHERE k.kept",
     ),
+    "keyphrases_dropped": (
+        "dropped phrases of each plan name's latest run, and why",
+        "SELECT r.name, k.* EXCEPT (kept, rank) FROM {keyphrases} k"
+        " JOIN {runs_current} r ON k.keyword_key = r.keyword_key WHERE NOT k.kept",
+    ),
     "keyword_evidence": (
         "for each keyword the occurrences that its score is the mean of: documents and character spans",
         "SELECT e.name, e.label, e.word, e.split, e.doc_id, e.start, e.`end`, e.score,"

@@ -81,8 +81,9 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-tokens", type=int, default=64, help="tokens of a text's window (default: 64)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores")
     add_cache(parser)
-    parser.add_argument("--out", type=Path, default=Path("bench-ablation.json"), help="the figures, as JSON")
+    parser.add_argument("--out", type=Path, help="the figures, as JSON (default: bench-ablation-ON.json)")
     arguments = parser.parse_args(words)
+    out = arguments.out or Path(f"bench-ablation-{arguments.on}.json")
     torch.set_num_threads(arguments.threads)
     folder, documents = MODELS[arguments.on](arguments.cache)
     with quiet_transformers():
@@ -92,7 +93,7 @@ def main(words: Sequence[str] | None = None) -> None:
     found: dict[str, dict[str, float]] = {}
     for name, options in SETTINGS.items():
         found[name] = measure(classifier, texts, arguments.max_tokens, options)
-        arguments.out.write_text(json.dumps(record | {"settings": found}, indent=2) + "\n")
+        out.write_text(json.dumps(record | {"settings": found}, indent=2) + "\n")
         print(f"{name}: {json.dumps(found[name])}", flush=True)
     print(write_table(found))
 

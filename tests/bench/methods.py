@@ -201,8 +201,10 @@ def read_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=15, help="at most so long a method, about (default: 15)")
     parser.add_argument("--max-tokens", type=int, default=128, help="tokens of a text's window (default: 128)")
     add_cache(parser)
-    parser.add_argument("--out", type=Path, default=Path("bench-methods.json"), help="the figures, as JSON")
-    return parser.parse_args(words)
+    parser.add_argument("--out", type=Path, help="the figures, as JSON (default: bench-methods-ON.json)")
+    arguments = parser.parse_args(words)
+    arguments.out = arguments.out or Path(f"bench-methods-{arguments.on}.json")
+    return arguments
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import attribution
+from bench import ablation, attribution, bars
 from bench.attribution import Figures, MatrixCost, count_work, find_references, relative_error
 from bench.contenders import Run, Scores, run_captum_batched, run_captum_loop, run_lexplain
 from core.models import TEXTS, Shelf
@@ -124,3 +124,28 @@ def test_the_whole_benchmark(shelf: Shelf, tmp_path: Path, capsys: pytest.Captur
     assert [len(by_name[name]["seconds"]) for name in ("lexplain adaptive", "lexplain midpoint 50")] == [2, 1]
     assert record["sizes"]["16"]["calibration"]["documents"] > 40
     assert f"({record['sizes']['16']['calibration']['documents']} documents" in printed
+
+
+def test_both_ways_of_a_bar_come_to_the_same(shelf: Shelf) -> None:
+    classifier = shelf.classifier("bert")
+    anchors = bars.measure_anchors(classifier, TEXTS, words=25, max_tokens=MAX_TOKENS)
+    assert anchors["same_paths"] == anchors["words"] == 25
+    assert 10 < anchors["corpus_words"] < classifier.model.config.vocab_size
+    masks = bars.measure_masks(classifier, TEXTS, MAX_TOKENS, steps=5)
+    assert masks["largest_difference"] < 1e-3
+    assert bars.measure_relevance(classifier, TEXTS, MAX_TOKENS, rounds=1)["times_a_gradient"] > 0
+
+
+def test_terms_that_are_switched_off_change_masks(shelf: Shelf) -> None:
+    """The dearer a large mask, the less of the text it keeps."""
+    classifier = shelf.classifier("bert")
+    dear, free = (
+        ablation.measure(classifier, TEXTS[:2], MAX_TOKENS, {"sparsity": sparsity, "steps": 49})
+        for sparsity in (50.0, 0.0)
+    )
+    assert 0 < dear["mean mask"] < free["mean mask"] < 1
+    assert 0 <= dear["share of words"] <= free["share of words"] <= 1
+    assert dear["steps"] == free["steps"] == 49
+    table = ablation.write_table({"all terms": dear, "no sparsity": free}).splitlines()
+    assert table[0].startswith("| terms | mean mask | share of words | spans |")
+    assert table[3].startswith("| no sparsity | ")
