@@ -8,7 +8,7 @@ BENCH_READY := $(VENV)/.bench-ready
 PIP := $(BIN)/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-core test-spark lint bench bench-methods clean
+.PHONY: help setup demo test test-core test-spark test-gpu lint bench bench-methods clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ test-core: $(READY)  ## tests without a JVM, in seconds
 
 test-spark: $(READY)  ## tests with Spark, Delta and MLflow
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/spark
+
+test-gpu: $(READY)  ## the kernel on a GPU beside the CPU; needs one
+	@$(BIN)/python -m pytest tests/gpu
 
 lint: $(READY)  ## ruff and mypy
 	@$(BIN)/ruff check lib jobs tests

@@ -40,7 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def measure(classifier: Classifier, texts: Sequence[str], max_tokens: int, options: dict[str, Any]) -> dict[str, float]:
     """Return means over texts of what the masks of one setting come to."""
-    found = explain_all(make_explainer(classifier, "marc", max_tokens, **options), texts)
+    found = explain_all(make_explainer(classifier, find_method("marc"), max_tokens, **options), texts)
     tracer = DeletionTracer(classifier, max_tokens=max_tokens, overlap=0, max_windows=1, budget_tokens=BUDGET_TOKENS)
     rows = []
     for text, explanation in zip(texts, found, strict=True):
