@@ -1,6 +1,6 @@
 """Benchmark of the methods as Spark jobs: each from plan to keyword table, on the same documents and model.
 
-`make bench-methods` runs it. A first job by gradient x input tells how many forward-equivalents a second the workers come to;
+`make bench-methods` runs it. A first job by SmoothGrad tells how many forward-equivalents a second the workers come to;
 a method then gets as many documents as fit its minutes by what it says that it costs, at most --documents. Rates are those
 of the attribution stage, warm: starting Spark and loading the model are not in them.
 
@@ -147,8 +147,8 @@ def measure_method(
 def measure_rate(spark: SparkSession, model: Path, corpus: Path, folder: Path, arguments: argparse.Namespace) -> float:
     """Start the workers, let them load the model, and return the forward-equivalents a second that they then come to."""
     rates = [
-        run_job(spark, make_plan("gradient_x_input", model, corpus, folder / name, arguments, documents))[0]
-        for name, documents in (("cold", 8), ("warm", min(64, arguments.documents)))
+        run_job(spark, make_plan("smoothgrad", model, corpus, folder / name, arguments, documents))[0]
+        for name, documents in (("cold", 4), ("warm", min(64, arguments.documents)))
     ]
     plan, rate = rates[-1].plan, rates[-1].record["documents_per_second"]
     return float(rate * tell_cost(plan, arguments.max_tokens))

@@ -20,7 +20,7 @@ PARTS = ("methods", "preparation")  # folders whose modules form one part
 # Bottom up: a module imports from layers below its own, and within its own where that makes no circle.
 KERNEL: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("settings", "words", "splits", "model_store", "prepared_files"),
+    ("settings", "words", "splits", "model_store", "prepared_files", "plausibility"),
     ("local_files", "presets"),
     ("plan",),
     ("keys", "template"),
