@@ -119,7 +119,8 @@ class ExplainTask:
     @property
     def accuracy(self) -> Literal["document", "keywords"]:
         """Whether each explanation stands for itself, or only many of them together do."""
-        return "keywords" if self.options.get("rule") == "calibrated" else "document"
+        calibrated = self.method.startswith("integrated_gradients.") and self.options.get("rule") == "calibrated"
+        return "keywords" if calibrated else "document"
 
 
 class ModelCache:
