@@ -388,7 +388,10 @@ def explain_command(
 def _explain_text(
     text: str, folder: Path, methods: str, label: str | None, top: int
 ) -> Iterator[tuple[str, bool, Explanation]]:
-    """Yield a title, whether scores have a sign, and an explanation for each method and label; every refusal is raised at once, before the first."""
+    """Yield a title, whether scores have a sign, and an explanation for each method and label.
+
+    Every refusal is raised at once, before the first.
+    """
     from lexplain.classifier import Classifier
     from lexplain.engine import Explainer, Rejection
     from lexplain.executor import choose_budget, choose_device, decode_document

@@ -460,9 +460,16 @@ def _check_method(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
     for problem in wrong:
         field = f"method.options.{problem.field.rsplit('.', 1)[-1]}"
         yield dataclasses.replace(problem, field=field, value=shorten(problem.value))
-    if not wrong and (plan.method.top_k or 1) > 1 and method.foremost(method.complete_options(plan.method.asked)):
-        yield Problem("method.top_k", plan.method.top_k, f"is more than {method.id} explains with these options",
-                      "Every label would have got the words of the most probable one", "Leave it out, or write other options")  # fmt: skip
+    if not wrong and method.foremost(method.complete_options(plan.method.asked)):
+        several = {
+            "method.top_k": (plan.method.top_k or 1) > 1 and plan.method.top_k,
+            "models.multi_label": plan.models.multi_label,
+        }
+        for field, value in several.items():
+            if value:
+                yield Problem(field, value, f"is more than one label a text, and {method.id} explains one with these options",
+                              "Every label would have got the words of the most probable one",
+                              "Leave it out, or write other options")  # fmt: skip
     # Only fine-tuned models have a folder of their own; what a sink without one misses is told elsewhere.
     homeless = plan.sink.schema is not None and plan.models.base is None and not wrong
     if homeless and method.prepares(method.complete_options(plan.method.asked)) == "neighbours":
