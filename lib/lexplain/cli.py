@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lexplain.errors import DocumentError, ExplainError, LimitError, MethodError, ModelError, PlanError, TableError
-from lexplain.outcome import show_keywords, show_place
+from lexplain.outcome import show_keywords, show_leaderboard, show_place
 from lexplain.plan import Columns, Plan, Sink, Source
 from lexplain.plan import Text as TextSettings
 from lexplain.template import write_template
@@ -201,6 +201,34 @@ def attribute_command(plan: PlanPath) -> None:
 def aggregate_command(plan: PlanPath) -> None:
     """Make the keyword table from the explanations."""
     run_stages(plan, "aggregate", lambda run: run.aggregate())
+
+
+@app.command("evaluate")
+def evaluate_command(
+    plan: PlanPath,
+    methods: Annotated[str, typer.Option(help="Ids or names, with commas between; NAME:PRESET for a preset.")],
+    documents: Annotated[int, typer.Option(help="Explain so many documents of the corpus at most.", min=2)] = 200,
+) -> None:
+    """Compare methods on the same documents: what predictions lose without the words that each of them names.
+
+    Example: lexplain evaluate plan.yaml --methods integrated_gradients,lrp,lafa:lafa-sst2
+    """
+    from lexplain.evaluation import evaluate, list_contestants
+    from lexplain.methods import find_method
+
+    try:
+        loaded = load_plan(plan)
+        contestants = list_contestants(loaded, split_list(methods), documents, find_method)
+    except PlanError as error:
+        raise _refuse(error, BAD_PLAN) from None
+    with _terminal("evaluate", None if loaded.sink.path is None else Path(loaded.sink.path)) as terminal:
+        progress = StageProgress(terminal.console)
+        try:
+            spark = terminal.open_session(f"lexplain evaluate {loaded.name}")
+            figures = evaluate(spark, loaded, contestants, find_method, progress)
+        finally:
+            progress.close()
+        show_leaderboard(terminal.console, figures)
 
 
 @app.command("demo")
@@ -424,13 +452,18 @@ def _explain_text(
         yield from ((title, signed, explanation) for explanation in outcome)
 
 
+def split_list(listed: str) -> list[str]:
+    """Return the parts of a list with commas between, each once."""
+    return list(dict.fromkeys(part.strip() for part in listed.split(",") if part.strip()))
+
+
 def _choose_methods(listed: str) -> list[tuple[Method, Mapping[str, object], str]]:
     """Return method, options and title of each `NAME` or `NAME:PRESET`."""
     from lexplain.methods import find_method
 
     chosen, refused = [], []
-    for asked in dict.fromkeys(part for part in listed.split(",") if part.strip()):
-        name, _, preset = asked.strip().partition(":")
+    for asked in split_list(listed):
+        name, _, preset = asked.partition(":")
         try:
             method = find_method(name)
         except MethodError as error:

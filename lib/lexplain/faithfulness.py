@@ -101,14 +101,14 @@ class Trace:
         whole: Probability for the whole text.
         without: (K,) without the first units.
         alone: (K,) of the first units alone; None if the protocol does not ask.
-        predicted: (K,) most probable label without the first units.
+        predicted: (K,) most probable label without the first units; None where nobody asks.
     """
 
     sizes: NDArray[np.int64]
     whole: float
     without: NDArray[np.float64]
     alone: NDArray[np.float64] | None
-    predicted: NDArray[np.int64]
+    predicted: NDArray[np.int64] | None = None
 
     @property
     def comprehensiveness(self) -> float:

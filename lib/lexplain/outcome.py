@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 
 from lexplain.tables import quote_text
-from lexplain.terminal import format_cell, print_keywords
+from lexplain.terminal import format_cell, print_keywords, print_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
+    from lexplain.evaluation import Figure
     from lexplain.pipeline import Run
+
+BETTER_LOW = ("sufficiency", "log_odds")
 
 
 def show_keywords(console: Console, run: Run, key: str) -> None:
@@ -91,6 +96,38 @@ def _describe_unsigned(run: Run) -> str:
     if "sign" in method.complete_options({}):
         remedy = "Write method.options.sign: gradient_x_input."
     return f"unsigned: scores of {method.id} have no sign, so words that speak against a class stand beside those for it. {remedy}"
+
+
+def show_leaderboard(console: Console, figures: Sequence[Figure]) -> None:
+    """Print a method a line: each metric over all labels, with its 95 % interval, those first that lose most.
+
+    A figure that is not better than random scores on the same documents, beyond chance, is in brackets.
+    """
+    overall = [figure for figure in figures if figure.label is None]
+    kinds = list(dict.fromkeys((figure.protocol, figure.metric) for figure in overall))
+    by_method: dict[str, dict[tuple[str, str], Figure]] = {}
+    for figure in overall:
+        by_method.setdefault(figure.method, {})[figure.protocol, figure.metric] = figure
+    first = ("marc-2023", "comprehensiveness")
+    ranked = sorted(by_method, key=lambda method: -by_method[method][first].value)
+    rows = []
+    for method in ranked:
+        cells = [_format_figure(by_method[method][kind]) for kind in kinds]
+        rows.append((method, *cells))
+    print_rows(console, ["method", *(f"{metric} {protocol}" for protocol, metric in kinds)], rows)
+    count = by_method[ranked[0]][first].n_documents
+    console.print(
+        f"{count} documents; mean and 95 % interval. Comprehensiveness is good when high, sufficiency and log odds when low. In "
+        "brackets: no better than random scores on the same documents."
+    )
+
+
+def _format_figure(figure: Figure) -> str:
+    shown = f"{figure.value:.3f} {figure.ci_low:.3f}..{figure.ci_high:.3f}"
+    if figure.over_random_low is None or figure.over_random_high is None:
+        return shown
+    better = figure.over_random_high < 0 if figure.metric in BETTER_LOW else figure.over_random_low > 0
+    return shown if better else f"[{shown}]"
 
 
 def show_place(console: Console, run: Run) -> None:

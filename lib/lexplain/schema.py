@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lexplain.evidence import NORMALISED_SCORE, is_evidence, select_best_words
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Raised by every change of a table's columns or constraints."""
 
 OLDEST_VERSION = 3
@@ -356,6 +356,51 @@ TABLES: dict[str, Table] = {
         *_make_keyword_tables("word", "keywords"),
         *_make_keyword_tables("phrase", "keyphrases"),
         Table(
+            "deletions",
+            "One row an explanation and protocol: what the model says while words are taken away in the order of their scores",
+            (
+                ("explain_key", "STRING", "model, method, options, words and windows"),
+                ("corpus_key", "STRING", "source of the documents"),
+                ("increment", "INT", "increment of the source"),
+                ("bucket", "INT", "bucket of the increment"),
+                ("doc_id", "STRING", "document"),
+                ("text_digest", "STRING", "SHA-256 of the text, hexadecimal"),
+                ("label", "STRING", "label that was explained"),
+                ("protocol", "STRING", "which words are taken, and what stands in their place"),
+                ("sizes", "ARRAY<INT>", "words, or tokens, taken"),
+                ("whole", "DOUBLE", "probability of the label for the whole text"),
+                ("without", "ARRAY<DOUBLE>", "without the words, by size"),
+                ("alone", "ARRAY<DOUBLE>", "of the words alone, by size; null where the protocol does not ask"),
+                ("predicted", "ARRAY<STRING>", "most probable label without the words, by size"),
+                ("reason", "STRING", "why there is nothing: no_logits, for lack of memory or not finite"),
+            ),
+            {"measured_or_why": "(reason IS NULL) = (whole IS NOT NULL)"},
+            cluster=("corpus_key", "explain_key"),
+        ),
+        Table(
+            "faithfulness",
+            "One row a method, protocol, metric and label of an evaluation: all methods on the same documents and models",
+            (
+                ("evaluation_key", "STRING", "plan name, explanations and corpus"),
+                ("name", "STRING", "the plan's name"),
+                ("measured_at", "TIMESTAMP", "when the figures were written"),
+                ("explain_keys", "ARRAY<STRING>", "of the method's explanations, by split"),
+                ("method", "STRING", "as it was asked for: name, or name:preset"),
+                ("protocol", "STRING", "which words are taken, and what stands in their place"),
+                ("metric", "STRING", "comprehensiveness (high is good), sufficiency or log_odds (low is good)"),
+                ("label", "STRING", "label that was explained; null for all"),
+                ("value", "DOUBLE", "mean over documents; a document has the mean of its explanations"),
+                ("ci_low", "DOUBLE", "95 % interval, from bootstrap samples of documents"),
+                ("ci_high", "DOUBLE", "its upper end"),
+                ("n_documents", "BIGINT", "documents it is the mean of"),
+                ("over_random", "DOUBLE", "mean difference from random scores on the same documents; null for these"),
+                ("over_random_low", "DOUBLE", "its 95 % interval"),
+                ("over_random_high", "DOUBLE", "its upper end"),
+            ),
+            {"interval_holds_value": "ci_low <= value + 1e-9 AND value <= ci_high + 1e-9"},
+            cluster=("evaluation_key",),
+        ),
+        Table(
             "runs",
             "One row a run",
             (
@@ -421,6 +466,11 @@ VIEWS: dict[str, tuple[str, str]] = {
         "dropped phrases of each plan name's latest run, and why",
         "SELECT r.name, k.* EXCEPT (kept, rank) FROM {keyphrases} k"
         " JOIN {runs_current} r ON k.keyword_key = r.keyword_key WHERE NOT k.kept",
+    ),
+    "faithfulness_current": (
+        "figures of each plan name's latest evaluation",
+        "SELECT * EXCEPT (recency) FROM (SELECT *, dense_rank() OVER (PARTITION BY name ORDER BY measured_at DESC, evaluation_key)"
+        " AS recency FROM {faithfulness}) WHERE recency = 1",
     ),
     "keyword_evidence": (
         "for each keyword the occurrences that its score is the mean of: documents and character spans",

@@ -30,7 +30,7 @@ KERNEL: tuple[tuple[str, ...], ...] = (
     ("passes",),
     ("engine", "faithfulness"),
     ("executor",),
-    ("sampling",),
+    ("sampling", "deletions"),
 )
 LAYERS = (
     *KERNEL,
@@ -43,6 +43,7 @@ LAYERS = (
     ("attribution", "keywords"),
     ("training", "preparation"),
     ("pipeline",),
+    ("evaluation",),
     ("terminal", "demo"),
     ("outcome",),
     ("cli",),
@@ -104,6 +105,7 @@ OWNERS: dict[str, set[str]] = {
         "preparation",
         "keywords",
         "pipeline",
+        "evaluation",
     },
     "tokenizers": {"textcnn", "model_store"},
     "delta": {"session", "tables"},

@@ -1,0 +1,137 @@
+"""Methods compared on a planted corpus: from the command line to the tables, and a second time without work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from pyspark.sql import SparkSession
+from typer.testing import CliRunner
+
+from core.models import save_trainable
+from lexplain.cli import app
+from lexplain.methods import find_method
+from lexplain.pipeline import open_tables
+from lexplain.plan import Sink
+from lexplain.tables import Tables
+from spark.planted import make_plan, plant, write_json
+
+METHODS = "integrated_gradients, lrp:attnlrp-2024"
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation")
+    save_trainable(folder / "base")
+    write_json(folder / "training.jsonl", plant(150, seed=8))
+    path = folder / "plan.yaml"
+    models = {
+        "base": str(folder / "base"),
+        "splits": 2,
+        "epochs": 12,
+        "patience": 12,
+        "learning_rate": 3e-3,
+        "batch_size": 8,
+    }
+    path.write_text(yaml.safe_dump(make_plan(folder, models=models, mlflow={"enabled": False})))
+    return path
+
+
+def evaluate(plan: Path, *words: str, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    capfd.readouterr()
+    done = CliRunner().invoke(app, ["evaluate", str(plan), *words])
+    printed = capfd.readouterr()
+    return done.exit_code, printed.out + printed.err + done.output
+
+
+@pytest.fixture(scope="module")
+def first(spark: SparkSession, plan: Path) -> Tables:
+    done = CliRunner().invoke(app, ["evaluate", str(plan), "--methods", METHODS, "--documents", "40"])
+    assert done.exit_code == 0
+    return open_tables(spark, Sink(path=str(plan.parent / "tables")), find_method)
+
+
+def read(tables: Tables, name: str) -> pd.DataFrame:
+    return tables.read(name).toArrow().to_pandas()
+
+
+def test_every_explanation_is_measured_by_every_protocol(first: Tables) -> None:
+    explained = read(first, "explanations").query("status == 'explained'")
+    deletions = read(first, "deletions")
+    assert len(deletions) == 4 * len(explained) > 0
+    assert not deletions.duplicated(["explain_key", "doc_id", "label", "protocol"]).any()
+    assert explained.method.nunique() == 4
+    assert deletions.reason.isna().all()
+    # all methods have the same documents
+    assert len({frozenset(group.doc_id) for _, group in explained.groupby("method")}) == 1
+
+
+def test_what_is_told_follows_from_the_traces(first: Tables) -> None:
+    """In pandas: means over documents of the area between the whole text's probability and what is left."""
+    deletions, figures = read(first, "deletions"), read(first, "faithfulness")
+    for row in figures[figures.label.isna()].itertuples():
+        mine = deletions[deletions.explain_key.isin(row.explain_keys) & (deletions.protocol == row.protocol)]
+        if row.metric == "comprehensiveness":
+            values = mine.whole - mine.without.map(np.mean)
+        elif row.metric == "log_odds":
+            values = mine.without.map(lambda each: np.log(each).mean()) - np.log(mine.whole)
+        else:
+            values = pd.Series([
+                np.mean([w - a if size else 0.0 for size, a in zip(sizes, alone, strict=True)])
+                for w, sizes, alone in zip(mine.whole, mine.sizes, mine.alone, strict=True)
+            ], index=mine.index)  # fmt: skip
+        by_document = values.groupby(mine.text_digest).mean()
+        assert row.value == pytest.approx(by_document.mean())
+        assert row.n_documents == len(by_document)
+        assert row.ci_low < row.value < row.ci_high
+
+
+def test_words_that_decide_are_found_by_signed_methods(first: Tables) -> None:
+    rows = first.spark.sql(
+        "SELECT * FROM faithfulness_current WHERE label IS NULL AND metric = 'comprehensiveness'"
+    ).collect()
+    found = {(row["method"], row["protocol"]): row for row in rows}
+    for method in ("integrated_gradients", "lrp:attnlrp-2024"):
+        for protocol in ("dig-2021", "eraser-2020", "marc-2023"):
+            assert found[method, protocol]["over_random_low"] > 0, (method, protocol)
+    assert found["random", "marc-2023"]["over_random"] is None
+
+
+def test_the_same_command_makes_nothing_anew(first: Tables, plan: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = first.versions()
+    code, printed = evaluate(plan, "--methods", METHODS, "--documents", "40", capfd=capfd)
+    assert code == 0, printed
+    assert printed.count("0 explanations measured now") == 4
+    assert printed.count("0 made now") == 4
+    after = first.versions()
+    assert {name for name in before if after[name] != before[name]} <= {"runs", "faithfulness"}
+    board = [line.split("\t") for line in printed.splitlines() if "\t" in line]
+    assert board[0][:2] == ["method", "comprehensiveness dig-2021"]
+    assert {line[0] for line in board[1:]} == {"integrated_gradients", "lrp:attnlrp-2024", "random", "gradient_x_input"}
+    assert first.read("faithfulness").select("evaluation_key").distinct().count() == 1
+
+
+def test_what_is_lost_is_measured_again(first: Tables, plan: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    kept: Any = sorted(map(str, read(first, "deletions").drop(columns=["increment"]).to_dict("records")))
+    keys = [row["explain_key"] for row in first.read("deletions").select("explain_key").distinct().collect()]
+    first.spark.sql(f"DELETE FROM {first.name('deletions')} WHERE explain_key = '{keys[0]}' AND doc_id LIKE '%1'")
+    code, printed = evaluate(plan, "--methods", METHODS, "--documents", "40", capfd=capfd)
+    assert code == 0, printed
+    assert printed.count("0 explanations measured now") == 3
+    assert len(kept) == first.read("deletions").count()
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [("nosuch", "nosuch"), ("lrp:nosuch", "is no preset of lrp.v1"), ("lrp:arras-2016", "must be attnlrp or cp_lrp")],
+)
+def test_unfit_methods_are_refused_before_spark(
+    plan: Path, methods: str, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, printed = evaluate(plan, "--methods", f"saliency,{methods}", capfd=capfd)
+    assert code == 2
+    assert message in printed
