@@ -82,14 +82,17 @@ def list_contestants(plan: Plan, asked: Sequence[str], documents: int, find_meth
 
     Args:
         plan: Names models, corpus and sink.
-        asked: `NAME` or `NAME:PRESET`.
+        asked: `NAME` or `NAME:PRESET`. The plan's own method keeps the plan's options.
         documents: Of the corpus, at most so many are explained, the same for all; drawn by their texts' digests.
         find_method: Registry lookup.
 
     Raises:
         PlanError: Methods or presets that there are not, or that do not fit; all of them at once.
     """
-    contestants, problems = {}, []
+    contestants, problems, models = {}, [], plan.models
+    if models.base is not None:  # what is trained here is the plan's, not the method's
+        models = replace(models, register_as=models.register_as or f"lexplain-{plan.name}")
+    own = find_method(plan.method.id).id
     for title in dict.fromkeys([*asked, *CONTROLS]):
         name, _, preset = title.partition(":")
         try:
@@ -100,7 +103,8 @@ def list_contestants(plan: Plan, asked: Sequence[str], documents: int, find_meth
         limit = min(documents, plan.corpus.limit or documents)
         mine = replace(
             plan, name=f"{plan.name}-evaluation-{name}{'.' if preset else ''}{preset}"[:100], corpus=replace(plan.corpus, limit=limit),
-            method=MethodChoice(id=method.id, preset=preset or None),
+            models=models,
+            method=plan.method if method.id == own and not preset else MethodChoice(id=method.id, preset=preset or None),
         )  # fmt: skip
         try:
             contestants[title] = Plan.parse(mine.to_yaml(), find_method)

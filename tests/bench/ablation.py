@@ -61,7 +61,8 @@ def measure(classifier: Classifier, texts: Sequence[str], max_tokens: int, optio
             "AOPC comprehensiveness": order.comprehensiveness, "AOPC sufficiency": order.sufficiency,
             "steps": explanation.evaluations / 2, "settled": float(explanation.converged),
         })  # fmt: skip
-    return {name: float(np.nanmean([row[name] for row in rows])) for name in rows[0]}
+    told = {name: [row[name] for row in rows if not np.isnan(row[name])] for name in rows[0]}
+    return {name: float(np.mean(values)) if values else float("nan") for name, values in told.items()}
 
 
 def write_table(found: dict[str, dict[str, float]]) -> str:

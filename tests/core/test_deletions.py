@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 
-from core.models import LINES, Shelf
+from core.models import LINES, Shelf, save_trainable
 from core.test_executor import make_task, model_task, stage
 from core.test_faithfulness import TOLERANCE, make_tracer
 from lexplain.deletions import DELETIONS, deletion_batches
-from lexplain.evaluation import METRICS, compute_figures
+from lexplain.evaluation import METRICS, compute_figures, list_contestants
 from lexplain.executor import explain_batches
 from lexplain.faithfulness import PROTOCOLS, ScoredText
+from lexplain.methods import find_method
+from lexplain.plan import Plan
 from lexplain.schema import TABLES
 from lexplain.words import Word
 
@@ -113,3 +117,23 @@ def test_figures_are_means_over_documents_and_pairs_with_random() -> None:
     assert figures["good", "marc-2023", "comprehensiveness", "b"].n_documents == 15
     assert figures["random", "marc-2023", "comprehensiveness", None].over_random is None
     assert len(figures) == 2 * 7 * 3
+
+
+def test_the_plan_s_own_method_keeps_its_options(shelf: Shelf, tmp_path: Path) -> None:
+    """And all methods have the plan's models, under the plan's name, and the same documents."""
+    (tmp_path / "corpus.jsonl").write_text("{}\n", encoding="utf-8")
+    source = {"path": str(tmp_path / "corpus.jsonl"), "columns": {"labels": "label"}, "limit": 30}
+    plan = Plan.parse(
+        yaml.safe_dump({
+            "name": "own", "corpus": source, "training": source, "sink": {"path": str(tmp_path / "tables")},
+            "models": {"base": str(save_trainable(tmp_path / "base")), "splits": 2}, "text": {"max_tokens": 32, "overlap": 4},
+            "method": {"id": "smoothgrad", "options": {"samples": 3}},
+        }), find_method,
+    )  # fmt: skip
+    found = list_contestants(plan, ["smoothgrad", "lrp:cp-lrp-2022"], 50, find_method)
+    assert list(found) == ["smoothgrad", "lrp:cp-lrp-2022", "random", "gradient_x_input"]
+    assert found["smoothgrad"].method.options == {"samples": 3}
+    assert found["lrp:cp-lrp-2022"].method.preset == "cp-lrp-2022"
+    assert {mine.models.register_as for mine in found.values()} == {"lexplain-own"}
+    assert {mine.corpus.limit for mine in found.values()} == {30}
+    assert len({mine.name for mine in found.values()}) == 4
