@@ -191,7 +191,7 @@ class Attribution:
             models = self.prepare(models)
             explaining_since = time.monotonic()
             progress.start("attribute", planned, "pairs", planned - missing)
-        for wave in self._waves(models):
+        for wave in split_waves(models, self.plan):
             for increment, bucket, owed in _group_chunks(pending, wave):
                 if begun:  # a start makes at least one chunk, or it would never get on
                     self._check_hours((time.monotonic() - started) / 3600)
@@ -284,12 +284,6 @@ class Attribution:
         ).collect()
         return [row.asDict() for row in rows]
 
-    def _waves(self, models: Sequence[ExplainedModel]) -> Iterator[Sequence[ExplainedModel]]:
-        ordered = sorted(models, key=lambda model: model.split)
-        size = self.plan.execution.models_in_memory
-        for start in range(0, len(ordered), size):
-            yield ordered[start : start + size]
-
     def _explain_chunk(self, wave: Sequence[ExplainedModel], increment: int, bucket: int) -> dict[str, int]:
         """Commit what a chunk lacks, in the place of any rows of the same models; return the pairs made by status."""
         from pyspark import StorageLevel
@@ -378,6 +372,14 @@ def select_owed(
         "corpus_key", "increment", "bucket", "doc_id", "text", "text_digest", "labels", "defect",
         f"array_compact(array({owed})) AS splits",
     )  # fmt: skip
+
+
+def split_waves(models: Sequence[ExplainedModel], plan: Plan) -> Iterator[Sequence[ExplainedModel]]:
+    """Yield as many models at a time as a worker holds, by split."""
+    ordered = sorted(models, key=lambda model: model.split)
+    size = plan.execution.models_in_memory
+    for start in range(0, len(ordered), size):
+        yield ordered[start : start + size]
 
 
 def _group_chunks(pending: Sequence[Mapping[str, Any]], wave: Sequence[ExplainedModel]) -> list[tuple[int, int, int]]:

@@ -141,13 +141,14 @@ class Explainer:
                                     "1"))  # fmt: skip
         if problems:
             raise PlanError(method.id, problems)
-        method.check_network(classifier.model.config, method.complete_options(options))
+        completed = method.complete_options(options)
+        method.check_network(classifier.model.config, completed)
         if label is not None and label not in classifier.labels:
             raise ModelError(
                 f"label={label!r} must be one of {', '.join(classifier.labels)}. Another label's words would have been "
                 f"shown. Write one of these."
             )
-        if method.foremost(method.complete_options(options)) and (label is not None or (top_k or 1) > 1):
+        if method.foremost(completed) and (label is not None or (top_k or 1) > 1):
             raise ModelError(
                 f"{method.id} explains only a text's most probable label with these options. Another label would have got "
                 "that one's words. Leave out label and top_k, or write other options."
@@ -155,7 +156,7 @@ class Explainer:
         classifier.check_windows(max_tokens, overlap)
         self._classifier = classifier
         self._method = method
-        self._options = method.complete_options(options)
+        self._options = completed
         self._baseline = str(self._options.get("baseline", "pad"))  # a method without one reads none
         self._baseline_id = classifier.find_token(self._baseline)
         self._max_tokens, self._overlap, self._max_windows = max_tokens, overlap, max_windows

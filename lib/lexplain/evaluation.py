@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, on_task_device
+from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, on_task_device, split_waves
 from lexplain.corpus import Staged
 from lexplain.deletions import deletion_batches
 from lexplain.errors import AccountingError, MethodError, ModelError, PlanError, Problem
@@ -194,15 +194,11 @@ def _measure(
             for row in pending
             if (row["increment"], row["bucket"]) == (increment, bucket)
         }
-        for wave in _waves([model for model in models if model.explain_key in mine], plan.execution.models_in_memory):
+        for wave in split_waves([model for model in models if model.explain_key in mine], plan):
             count = sum(mine[model.explain_key] for model in wave)
             _measure_chunk(tables, plan, find_method, wave, corpus, (increment, bucket), protocols, count)
             progress.advance(count)
     progress.finish(f"{sum(row['count'] for row in pending)} explanations measured now")
-
-
-def _waves(models: Sequence[ExplainedModel], size: int) -> list[Sequence[ExplainedModel]]:
-    return [models[start : start + size] for start in range(0, len(models), size)]
 
 
 def _measure_chunk(
@@ -238,7 +234,7 @@ def _measure_chunk(
 
 
 def _collect(tables: Tables, corpus: Staged, keys: Sequence[str]) -> list[dict[str, Any]]:
-    where = f"{corpus.where} AND explain_key IN ({quote_list(keys)}) AND reason IS NULL"
+    where = f"{corpus.where} AND explain_key IN ({quote_list(keys)}) AND protocol IN ({quote_list(list(METRICS))}) AND reason IS NULL"
     columns = ("text_digest", "label", "protocol", "sizes", "whole", "without", "alone")
     return tables.read("deletions").where(where).select(*columns).toArrow().to_pylist()  # type: ignore[no-any-return]  # a list of rows
 
@@ -251,10 +247,9 @@ def compute_figures(rows: Mapping[str, Sequence[Mapping[str, Any]]], resamples: 
         resamples: Bootstrap samples.
     """
     values = {
-        (method, protocol, metric): _mean_by_document([row for row in of_method if row["protocol"] == protocol], metric)
+        (method, protocol, metric): by_label
         for method, of_method in rows.items()
-        for protocol, metrics in METRICS.items()
-        for metric in metrics
+        for (protocol, metric), by_label in _mean_by_document(of_method).items()
     }
     figures = []
     for (method, protocol, metric), by_label in values.items():
@@ -278,16 +273,25 @@ def _read_trace(row: Mapping[str, Any]) -> Trace:
     return Trace(np.array(row["sizes"]), row["whole"], np.array(row["without"]), alone)
 
 
-def _mean_by_document(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str | None, dict[str, float]]:
-    """Return by label, and for all labels together, the mean of each document's explanations."""
-    found: dict[str | None, dict[str, list[float]]] = {}
+def _mean_by_document(
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[tuple[str, str], dict[str | None, dict[str, float]]]:
+    """Return, by protocol and metric, by label and for all labels together, the mean of each document's explanations."""
+    found: dict[tuple[str, str], dict[str | None, dict[str, list[float]]]] = {
+        (protocol, metric): {} for protocol, metrics in METRICS.items() for metric in metrics
+    }
     for row in rows:
-        value = getattr(_read_trace(row), metric)
-        for label in (None, row["label"]):
-            found.setdefault(label, {}).setdefault(row["text_digest"], []).append(value)
+        trace = _read_trace(row)
+        for metric in METRICS[row["protocol"]]:
+            value, by_label = getattr(trace, metric), found[row["protocol"], metric]
+            for label in (None, row["label"]):
+                by_label.setdefault(label, {}).setdefault(row["text_digest"], []).append(value)
     return {
-        label: {digest: float(np.mean(each)) for digest, each in sorted(by_document.items())}
-        for label, by_document in found.items()
+        kind: {
+            label: {digest: float(np.mean(each)) for digest, each in sorted(by_document.items())}
+            for label, by_document in by_label.items()
+        }
+        for kind, by_label in found.items()
     }
 
 

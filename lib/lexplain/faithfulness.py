@@ -180,13 +180,15 @@ class DeletionTracer:
         nothing = np.zeros(len(encoding.offsets), dtype=bool)
         special = sum(sum(window.special) for window in encoding.windows)
         plan = _Plan(self._classifier.labels.index(text.label), readings.add(encoding, nothing, "delete"), [])
+        of_token = number_tokens([word for word, _ in text.words], encoding.offsets)
         for protocol in protocols:
-            ranked = _rank_units(text, encoding, protocol)
+            ranked = _rank_units(text, of_token, protocol)
             sizes = protocol.list_sizes(len(ranked), special)
             without, alone = [], []
             for size in sizes:
                 taken = nothing.copy()
-                taken[np.concatenate([nothing.nonzero()[0], *ranked[:size]])] = True
+                for unit in ranked[:size]:
+                    taken[unit] = True
                 without.append(readings.add(encoding, taken, protocol.replaced))
                 if protocol.keeps:
                     alone.append(readings.add(encoding, ~taken, protocol.replaced))
@@ -274,17 +276,21 @@ class _Readings:
         return sums / np.bincount(owners, minlength=len(sums))[:, None]
 
 
-def _rank_units(text: ScoredText, encoding: Encoding, protocol: Protocol) -> list[NDArray[np.int64]]:
-    """Return the tokens of each unit, first the one that goes first; equal ones in the order of the text."""
-    of_token = number_tokens([word for word, _ in text.words], encoding.offsets)
+def _rank_units(text: ScoredText, of_token: NDArray[np.int64], protocol: Protocol) -> list[NDArray[np.int64]]:
+    """Return the tokens of each unit, first the one that goes first; equal ones in the order of the text.
+
+    Args:
+        text: Its words with their scores.
+        of_token: (T,) word of each token, -1 for none.
+        protocol: What a unit is, and which end goes first.
+    """
     scores = np.array([score for _, score in text.words])
     if protocol.unit == "token":
         units = np.arange(len(of_token))
         values = np.where(of_token >= 0, scores[of_token] if len(scores) else 0.0, 0.0)
     else:
         units = np.unique(of_token[of_token >= 0])
-        values = scores[units]
-        # several words of which one token holds the last characters: the others have none, and are no units
+        values = scores[units]  # of several words that end in one token the others have none, and are no units
     order = units[np.argsort(values if protocol.rising else -values, kind="stable")]
     if protocol.unit == "token":
         return [np.array([token]) for token in order]

@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import json
 import os
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +22,11 @@ import torch
 from numpy.typing import NDArray
 
 import oracles
-from bench.attribution import HELD_OUT_DOCUMENTS, TRAINING_DOCUMENTS, add_cache, describe_run, find_model, measure_peak
+from bench.attribution import add_cache, describe_run, measure_peak
 from bench.contenders import BUDGET_TOKENS
+from bench.methods import find_bbc
 from lexplain.anchors import AnchorFinder, AnchorRule, read_vocabulary
 from lexplain.classifier import Classifier
-from lexplain.demo import read_bbc_news
 from lexplain.engine import Explainer, Explanation
 from lexplain.finetune import quiet_transformers
 from lexplain.methods import Attribution, Evaluate, Inputs, Method, find_method
@@ -157,7 +156,6 @@ def measure_relevance(classifier: Classifier, texts: Sequence[str], max_tokens: 
 
 def read_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="folder of a fine-tuned classifier (default: MiniLM, BBC News)")
     parser.add_argument("--words", type=int, default=1000, help="words whose paths are searched in both ways")
     parser.add_argument("--masks", type=int, default=32, help="documents whose masks are optimised together")
     parser.add_argument("--steps", type=int, default=100, help="of a mask, in both ways (default: 100)")
@@ -174,12 +172,10 @@ def main(words: Sequence[str] | None = None) -> None:
     """Measure, write the JSON file, print the figures."""
     arguments = read_arguments(words)
     torch.set_num_threads(arguments.threads)
-    documents = read_bbc_news()
-    random.Random(0).shuffle(documents)
-    folder = arguments.model or find_model(arguments.cache, documents)
+    folder, documents = find_bbc(arguments.cache)
     with quiet_transformers():
         classifier = Classifier.load(folder)
-    texts = [each["text"] for each in documents[TRAINING_DOCUMENTS + HELD_OUT_DOCUMENTS :]]
+    texts = [each["text"] for each in documents]
     record = describe_run(arguments, digest_folder(folder), measure_peak(), ["torch", "transformers", "numpy"], {})
     size = arguments.max_tokens
     for name, measure in {

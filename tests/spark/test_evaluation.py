@@ -29,14 +29,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_trainable(folder / "base")
     write_json(folder / "training.jsonl", plant(150, seed=8))
     path = folder / "plan.yaml"
-    models = {
-        "base": str(folder / "base"),
-        "splits": 2,
-        "epochs": 12,
-        "patience": 12,
-        "learning_rate": 3e-3,
-        "batch_size": 8,
-    }
+    models = make_plan(folder)["models"] | {"splits": 2}
     path.write_text(yaml.safe_dump(make_plan(folder, models=models, mlflow={"enabled": False})))
     return path
 

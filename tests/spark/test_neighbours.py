@@ -36,14 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan(folder: Path, **changes: Any) -> dict[str, Any]:
-    models = {
-        "base": str(folder / "base"),
-        "splits": 2,
-        "epochs": 12,
-        "patience": 12,
-        "learning_rate": 3e-3,
-        "batch_size": 8,
-    }
+    models = make_plan(folder)["models"] | {"splits": 2}
     common = {"name": "borrowed", "models": models, "mlflow": {"enabled": False}, "execution": {"chunk_documents": 500}}
     return make_plan(folder, **common) | {"method": {"id": "lafa", "options": OPTIONS}} | changes
 
