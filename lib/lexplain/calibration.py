@@ -54,47 +54,14 @@ class CalibratedRule:
     Attributes:
         nodes: Ascending, on [0, 1].
         weights: Not negative; they need not sum to 1.
-        companion: Weights of a smaller rule on some of the same nodes, 0 elsewhere.
-        ratio: Largest error over difference from the companion, on documents that the rule was not fitted on.
-        error_median: Median L2 error relative to the scores' L2 norm, on the same documents.
+        error_median: Median L2 error relative to the scores' L2 norm, on documents that the rule was not fitted on.
         error_p90: Its 90th percentile.
-        error_max: Its maximum.
-        gap_max: Largest gap to completeness, relative to the scores' L2 norm, on the same documents.
-        estimate_p90: 90th percentile of `estimate_error`, on the same documents.
     """
 
     nodes: tuple[float, ...]
     weights: tuple[float, ...]
-    companion: tuple[float, ...]
-    ratio: float
     error_median: float
     error_p90: float
-    error_max: float
-    gap_max: float
-    estimate_p90: float
-
-    def integrate(self, derivatives: Tensor) -> Tensor:
-        """Return the scores, (B, n, S) to (B, S)."""
-        return weigh_nodes(self.weights, derivatives)
-
-    def estimate_error(self, derivatives: Tensor, difference: Tensor) -> Tensor:
-        """Return the L2 error to expect, relative to the scores' L2 norm, (B,).
-
-        Made of what can be seen without a reference, and was seen in the sample beside the error: how far the
-        companion rule is off, and the gap to completeness. A document whose gradient moves elsewhere than in the
-        sample shows in one of them.
-
-        Args:
-            derivatives: (B, n, S) at the rule's nodes.
-            difference: (B,), F(x) - F(baseline).
-        """
-        import torch
-
-        scores = self.integrate(derivatives)
-        norm = scores.norm(dim=-1).clamp_min(1e-300)
-        off = (scores - weigh_nodes(self.companion, derivatives)).norm(dim=-1) / norm
-        gap = (difference - scores.sum(-1)).abs() / norm
-        return torch.maximum(self.ratio * off, self.error_max * gap / max(self.gap_max, 1e-12))
 
 
 @dataclass(frozen=True)
@@ -161,13 +128,6 @@ class Calibration:
             f"{known[0]} to {known[-1]}."
         )
 
-    def start(self, tolerance: float) -> CalibratedRule:
-        """Return the smallest rule that leaves few documents to refine; the largest if none does."""
-        for rule in self.rules:
-            if rule.estimate_p90 <= tolerance and rule.error_p90 <= tolerance / 2:
-                return rule
-        return self.rules[-1]
-
     def to_json(self) -> str:
         """Return all of it as text; numbers keep every digit."""
         return json.dumps(asdict(self))
@@ -178,7 +138,7 @@ class Calibration:
         fields: dict[str, Any] = json.loads(text)
         rules: list[dict[str, Any]] = fields.pop("rules")
         for rule in rules:
-            rule |= {name: tuple(rule[name]) for name in ("nodes", "weights", "companion")}
+            rule |= {name: tuple(rule[name]) for name in ("nodes", "weights")}
         keywords = KeywordAccuracy(**fields.pop("keywords"))
         return cls(rules=tuple(CalibratedRule(**rule) for rule in rules), keywords=keywords, **fields)
 
@@ -306,33 +266,14 @@ def _mean_overlap(first: dict[str, list[str]], second: dict[str, list[str]]) -> 
 def _measure(
     gram: NDArray[np.float64], projection: NDArray[np.float64], chosen: list[int], held_out: Sequence[NDArray[np.float64]]
 ) -> CalibratedRule:  # fmt: skip
-    """Return the rule with its errors on documents that it was not fitted on, and the companion that tells them best."""
+    """Return the rule with its errors on documents that it was not fitted on, each divided by its scores' norm."""
     weights = _solve(gram, projection, chosen)[0]
-    points = [path[chosen] for path in held_out]
-    references = [_reference(path) for path in held_out]
-    found = [weights @ each for each in points]
-    errors = np.array([np.linalg.norm(a - b) for a, b in zip(found, references, strict=True)])
-    norms = np.array([np.linalg.norm(each) for each in found]).clip(1e-300)
-    gaps = np.array([abs((b - a).sum()) for a, b in zip(found, references, strict=True)]) / norms
-    by_gap = errors.max() * gaps / max(float(gaps.max()), 1e-12)
-    candidates = []
-    for size in range(max(0, len(chosen) - 3), len(chosen)):
-        companion = _shrink(gram, projection, chosen, size)
-        differences = np.array([np.linalg.norm(a - companion @ p) for a, p in zip(found, points, strict=True)]) / norms
-        ratio = float((errors / differences.clip(1e-300)).max())
-        estimates = np.maximum(ratio * differences, by_gap)
-        candidates.append((float(np.quantile(estimates, 0.9)), ratio, companion))
-    estimate_p90, ratio, companion = min(candidates, key=lambda candidate: candidate[0])
+    errors = [np.linalg.norm(weights @ path[chosen] - _reference(path)) for path in held_out]
     return CalibratedRule(
         nodes=tuple(number / (len(gram) - 1) for number in chosen),
         weights=tuple(weights.tolist()),
-        companion=tuple(companion.tolist()),
-        ratio=ratio,
         error_median=float(np.median(errors)),
         error_p90=float(np.quantile(errors, 0.9)),
-        error_max=float(errors.max()),
-        gap_max=float(gaps.max()),
-        estimate_p90=estimate_p90,
     )
 
 
@@ -398,21 +339,6 @@ def _move(gram: NDArray[np.float64], projection: NDArray[np.float64], chosen: li
                 if error < best - 1e-6 * abs(best) - 1e-12:  # rounding must not move nodes to and fro
                     chosen, best, moved = nodes, error, True
     return chosen
-
-
-def _shrink(
-    gram: NDArray[np.float64], projection: NDArray[np.float64], chosen: Sequence[int], size: int
-) -> NDArray[np.float64]:
-    """Return weights of the best smaller rule on some of the chosen nodes, 0 on those left out."""
-    weights = np.zeros(len(chosen))
-    if size == 0:
-        return weights
-    kept = list(range(len(chosen)))
-    while len(kept) > size:
-        smaller = [[each for each in kept if each != left] for left in kept]
-        kept = min(smaller, key=lambda places: _solve(gram, projection, [chosen[place] for place in places])[1])
-    weights[kept] = _solve(gram, projection, [chosen[place] for place in kept])[0]
-    return weights
 
 
 def weigh_nodes(weights: Sequence[float], derivatives: Tensor) -> Tensor:

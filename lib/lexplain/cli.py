@@ -377,9 +377,8 @@ def _print_pairs(console: Console, pairs: Mapping[str, str]) -> None:
 
 
 def _format_cost(method: Method) -> str:
-    if method.cost is None:
-        return "unknown"
-    return f"{method.cost(method.complete_options({}), _LISTED_TOKENS):.0f}"
+    cost = method.tell_cost({}, _LISTED_TOKENS)
+    return "unknown" if cost is None else f"{cost:.0f}"
 
 
 def _list_models(method: Method) -> str:
@@ -568,8 +567,8 @@ def plan_check_command(plan: PlanPath) -> None:
     method, text = find_method(checked.method.id), checked.text
     console = Console(highlight=False)
     console.print(f"{escape(checked.name)}: no problem found")
-    if method.cost is not None:
-        cost = method.cost(method.complete_options(checked.method.asked), text.max_tokens)
+    cost = method.tell_cost(checked.method.asked, text.max_tokens)
+    if cost is not None:
         console.print(
             f"{escape(method.id)}: about {cost:.0f} forward-equivalents for each model, predicted label and window of"
             f" {text.max_tokens} tokens"

@@ -45,14 +45,14 @@ def explain_key(plan: Plan, find_method: FindMethod, model_digest: str, held_out
 def calibration_key(plan: Plan, find_method: FindMethod, model_digest: str) -> str:
     """Key of a model's calibration on one corpus.
 
-    It is no part of `explain_key`: within a sink, which keeps the first, it is a function of model and corpus. Two
-    sinks may hold scores that differ, each within the tolerance.
+    It is no part of `explain_key`: within a sink, which keeps the first, it is a function of model and corpus. Scores of
+    two sinks may differ.
     """
     method = find_method(plan.method.id)
     baseline = method.complete_options(plan.method.asked).get("baseline")
     # top_k brings in texts without a predicted label, the words decide how many nodes a keyword needs
     sampled = (plan.method.top_k, plan.text.max_tokens, plan.text.max_characters, WORD_RULES, corpus_key(plan.corpus))
-    made_for = (plan.method.accuracy, plan.method.precision, *sampled)
+    made_for = (plan.method.precision, *sampled)
     return digest("calibration", model_digest, method.id, baseline, made_for)
 
 

@@ -238,7 +238,7 @@ TABLES: dict[str, Table] = {
                 ("model_digest", "STRING", "SHA-256 of the model"),
                 ("corpus_key", "STRING", "source that the sample was drawn from"),
                 ("n_documents", "BIGINT", "documents that the model had to explain then"),
-                ("n_sampled", "INT", "documents sampled; null where they were too few to calibrate for"),
+                ("n_sampled", "INT", "documents sampled"),
                 (
                     "reference_error",
                     "DOUBLE",
@@ -262,7 +262,7 @@ TABLES: dict[str, Table] = {
                     "rank-biased overlap of their keyword lists with converged ones, same documents",
                 ),
                 ("sampling_overlap", "DOUBLE", "rank-biased overlap of converged lists from two halves of the sample"),
-                ("calibration", "STRING", "nodes and weights of all fitted rules, JSON; null where there is none"),
+                ("calibration", "STRING", "nodes and weights of all fitted rules, JSON"),
             ),
             {"documents_from_0": "n_documents >= 0"},
         ),

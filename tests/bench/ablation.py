@@ -65,10 +65,10 @@ def measure(classifier: Classifier, texts: Sequence[str], max_tokens: int, optio
     return {name: float(np.mean(values)) if values else float("nan") for name, values in told.items()}
 
 
-def write_table(found: dict[str, dict[str, float]]) -> str:
-    """Return Markdown, a row a setting."""
+def write_table(varied: str, found: dict[str, dict[str, float]]) -> str:
+    """Return Markdown, a row a setting of what is varied."""
     names = list(next(iter(found.values())))
-    lines = ["| terms | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    lines = [f"| {varied} | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     for setting, figures in found.items():
         lines.append(f"| {setting} | " + " | ".join(f"{figures[name]:.3g}" for name in names) + " |")
     return "\n".join(lines)
@@ -96,7 +96,7 @@ def main(words: Sequence[str] | None = None) -> None:
         found[name] = measure(classifier, texts, arguments.max_tokens, options)
         out.write_text(json.dumps(record | {"settings": found}, indent=2) + "\n")
         print(f"{name}: {json.dumps(found[name])}", flush=True)
-    print(write_table(found))
+    print(write_table("terms", found))
 
 
 if __name__ == "__main__":

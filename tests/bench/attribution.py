@@ -290,7 +290,7 @@ def calibrate(
     record = {
         "documents": calibration.n_documents, "sample_nodes": nodes, "seconds": time.perf_counter() - started,
         "fit_seconds": fit_seconds, "reference_error": calibration.reference_error,
-        "start_nodes": len(calibration.start(TOLERANCE).nodes), "keywords": asdict(calibration.keywords),
+        "keywords": asdict(calibration.keywords),
     }  # fmt: skip
     return calibration, record
 

@@ -23,7 +23,7 @@ from lexplain.words import merge_tokens, segment
 BUDGET_TOKENS = 2048
 """Tokens of one pass, for every batched contender: what a job takes on a CPU when its plan says nothing."""
 
-TOLERANCE = 0.04
+TOLERANCE = 0.05
 """Of the adaptive rule: its default."""
 
 
@@ -218,7 +218,6 @@ def list_contenders(
             for nodes in sizes
         ),
         ours("adaptive", rule="adaptive", tolerance=TOLERANCE),
-        ours("adaptive, calibrated start", calibration, rule="adaptive", tolerance=TOLERANCE),
         *(ours(f"calibrated {n}", calibration, rule="calibrated", nodes=n) for n in dict.fromkeys((chosen, 4))),
     ]
     if shap_documents:

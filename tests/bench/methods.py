@@ -98,12 +98,12 @@ def run_job(spark: SparkSession, plan: Plan) -> tuple[Run, float]:
 
 def tell_cost(plan: Plan, tokens: int) -> float:
     """Return what a method says that a document costs, in forward-equivalents."""
-    method = find_method(plan.method.id)
-    if method.cost is None:
+    cost = find_method(plan.method.id).tell_cost(plan.method.asked, tokens)
+    if cost is None:
         raise SystemExit(
-            f"method={method.id!r} tells no cost. Its documents could not have been counted out. Leave it out."
+            f"method={plan.method.id!r} tells no cost. Its documents could not have been counted out. Leave it out."
         )
-    return method.cost(method.complete_options(plan.method.asked), tokens)
+    return cost
 
 
 def measure_method(

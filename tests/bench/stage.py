@@ -41,7 +41,6 @@ STAGED = pa.schema(
 BATCH_DOCUMENTS = 64
 
 METHOD = "integrated_gradients"
-"""On so few documents without a calibration, so that the kernel needs nothing that the job prepares."""
 
 
 def make_task(model: Path, max_tokens: int, name: str) -> ExplainTask:

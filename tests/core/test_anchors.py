@@ -21,11 +21,6 @@ from lexplain.errors import MethodError
 BASELINE = 3
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 def draw(words: int, size: int, seed: int = 0) -> Tensor:
     """A vocabulary of float32, some of whose words are equal to others."""
     vocabulary = torch.randn(words, size, generator=torch.Generator().manual_seed(seed))

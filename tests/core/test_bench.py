@@ -9,18 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from bench import ablation, attribution, bars
+from bench import ablation, attribution, bars, tolerance
 from bench.attribution import Figures, MatrixCost, count_work, find_references, relative_error
 from bench.contenders import Run, Scores, run_captum_batched, run_captum_loop, run_lexplain
 from core.models import TEXTS, Shelf
 from lexplain.classifier import Classifier
 
 MAX_TOKENS, LABELS = 24, 2
-
-
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
 
 
 def runs(classifier: Classifier, nodes: int) -> dict[str, Run]:
@@ -146,6 +141,21 @@ def test_terms_that_are_switched_off_change_masks(shelf: Shelf) -> None:
     assert 0 < dear["mean mask"] < free["mean mask"] < 1
     assert 0 <= dear["share of words"] <= free["share of words"] <= 1
     assert dear["steps"] == free["steps"] == 49
-    table = ablation.write_table({"all terms": dear, "no sparsity": free}).splitlines()
+    table = ablation.write_table("terms", {"all terms": dear, "no sparsity": free}).splitlines()
     assert table[0].startswith("| terms | mean mask | share of words | spans |")
     assert table[3].startswith("| no sparsity | ")
+
+
+def test_a_spline_stands_in_for_the_model(shelf: Shelf) -> None:
+    """Rules come to the scores, and to the evaluations, that they come to on the model itself."""
+    classifier = shelf.classifier("bert")
+    sampled = tolerance.sample_paths(classifier, TEXTS, "mask", MAX_TOKENS, 129)
+    paths = [tolerance.SplinePath(each) for each in sampled]
+    exact = tolerance.measure(paths, {"rule": "gauss_legendre", "nodes": 200})
+    assert exact["error max"] < 1e-3
+    assert (exact["evaluations"], exact["converged"]) == (200, 1)
+    adaptive = tolerance.measure(paths, {"rule": "adaptive", "tolerance": 0.02})
+    assert 0 < adaptive["error median"] <= adaptive["error max"] <= 0.04
+    outcomes = run_lexplain(classifier, MAX_TOKENS, {"rule": "gauss_legendre", "nodes": 200})(TEXTS, 1)
+    sums = sorted(float(path.scores.sum()) for path in paths)
+    assert sums == pytest.approx(sorted(float(each[0].values.sum()) for each in outcomes), abs=1e-4)

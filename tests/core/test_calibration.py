@@ -18,6 +18,7 @@ from lexplain.calibration import (
     Calibration,
     SampledPath,
     fit_calibration,
+    weigh_nodes,
 )
 from lexplain.errors import MethodError
 
@@ -63,13 +64,8 @@ def at_nodes(rule: CalibratedRule, fresh: list[SampledPath]) -> torch.Tensor:
 
 def errors(rule: CalibratedRule, fresh: list[SampledPath]) -> NDArray[np.float64]:
     exact = np.stack([integrate(path) for path in fresh])
-    off = np.linalg.norm(rule.integrate(at_nodes(rule, fresh)).numpy() - exact, axis=1)
+    off = np.linalg.norm(weigh_nodes(rule.weights, at_nodes(rule, fresh)).numpy() - exact, axis=1)
     return np.asarray(off / np.linalg.norm(exact, axis=1))
-
-
-def estimates(rule: CalibratedRule, fresh: list[SampledPath]) -> NDArray[np.float64]:
-    difference = torch.tensor([integrate(path).sum() for path in fresh])
-    return rule.estimate_error(at_nodes(rule, fresh), difference).numpy()
 
 
 def test_the_largest_rule_is_the_integral(calibration: Calibration) -> None:
@@ -86,21 +82,20 @@ def test_rules_grow_by_one_node_and_get_better(calibration: Calibration) -> None
         assert rule.nodes[0] >= 0
         assert rule.nodes[-1] <= 1
         assert min(rule.weights) >= 0
-        assert len(rule.weights) == len(rule.companion) == len(rule.nodes)
-        assert sum(weight == 0 for weight in rule.companion) >= 1
-        assert rule.error_median <= rule.error_p90 <= rule.error_max
+        assert len(rule.weights) == len(rule.nodes)
+        assert rule.error_median <= rule.error_p90
     found = [rule.error_median for rule in calibration.rules]
     assert found[7] < found[4] / 3 < found[1] / 9
 
 
 def test_errors_are_those_of_documents_not_seen(calibration: Calibration) -> None:
-    """What a rule says of its own error holds for other documents; the estimate covers nearly all of them."""
+    """What a rule says of its own error holds for other documents."""
     fresh = make_sample(200, nodes=129, seed=9)
     for nodes in (3, 5, 8):
         rule = calibration.rule(nodes)
         found = errors(rule, fresh)
         assert np.median(found) == pytest.approx(rule.error_median, rel=0.5)
-        assert (found <= 2 * estimates(rule, fresh)).mean() > 0.97
+        assert np.quantile(found, 0.9) == pytest.approx(rule.error_p90, rel=0.5)
 
 
 def test_few_calibrated_nodes_do_what_many_uniform_ones_do(calibration: Calibration) -> None:
@@ -109,21 +104,6 @@ def test_few_calibrated_nodes_do_what_many_uniform_ones_do(calibration: Calibrat
     middles = np.stack([path.derivatives[32::64].mean(0) for path in fresh])  # the 6 midpoints
     uniform = np.linalg.norm(middles - exact, axis=1) / np.linalg.norm(exact, axis=1)
     assert np.median(errors(calibration.rule(6), make_sample(100, nodes=129, seed=3))) < np.median(uniform) / 3
-
-
-def test_a_document_that_moves_elsewhere_is_noticed(calibration: Calibration) -> None:
-    fresh = make_sample(50, nodes=129, seed=7)
-    mirrored = [dataclasses.replace(path, derivatives=path.derivatives[::-1].copy()) for path in fresh]
-    start = calibration.start(0.04)
-    assert (estimates(start, fresh) < 0.04).mean() > 0.8
-    assert (estimates(start, mirrored) > 0.04).all()
-
-
-def test_the_start_is_the_smallest_rule_within_the_tolerance(calibration: Calibration) -> None:
-    sizes = [len(calibration.start(tolerance).nodes) for tolerance in (0.5, 0.1, 0.04, 0.01)]
-    assert sizes == sorted(sizes)
-    assert sizes[0] < sizes[-1]
-    assert len(calibration.start(1e-9).nodes) == MOST_NODES
 
 
 def test_more_documents_ask_for_more_nodes() -> None:

@@ -37,11 +37,6 @@ FEW = {
 }
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 class User:
     """What somebody who calls captum directly has: a model and a tokenizer of transformers, and one text."""
 

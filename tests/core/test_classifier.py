@@ -19,11 +19,6 @@ from lexplain.errors import ModelError
 LONG_TEXT = " ".join(f"the bank warned of a weak quarter and {number} rising costs" for number in range(40))
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 def edited_config(folder: Path, target: Path, **changes: object) -> Path:
     """A copy of a model folder with another config.json."""
     shutil.copytree(folder, target)

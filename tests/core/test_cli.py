@@ -19,11 +19,6 @@ STYLE = re.compile(r"\x1b\[[0-9;]*m")
 Shown = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Shown:
     """Runs a command; returns its exit code, output and errors."""

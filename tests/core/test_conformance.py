@@ -38,11 +38,6 @@ TOLERANCES = {"marc": 2e-3}
 OURS = [method.name for method in METHODS.values() if method.package is None]
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 def fits(name: str, family: str) -> bool:
     method = find_method(name)
     return (not method.models or family in method.models) and not (name == "lafa" and family == "textcnn")

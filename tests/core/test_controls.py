@@ -22,11 +22,6 @@ from lexplain.methods.units import count_tokens, number_units, spread_over_token
 SETTINGS = {"max_tokens": 40, "overlap": 6, "max_windows": None, "merge": "sum", "budget_tokens": 600}
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 def with_words(inputs: Inputs, words: list[list[int]], special: list[list[int]]) -> Inputs:
     """Inputs with the words given, whose baseline equals x where tokens are special."""
     flags = torch.tensor(special, dtype=torch.bool)

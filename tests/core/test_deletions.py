@@ -26,11 +26,6 @@ TEXTS = tuple(" ".join(LINES[number % 4 : number % 4 + 2]) + f" {number}" for nu
 NAMES = tuple(METRICS)
 
 
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 def explain(task: Any) -> list[dict[str, Any]]:
     texts = {f"doc {number}": text.encode() for number, text in enumerate(TEXTS)}
     rows = [

@@ -25,11 +25,6 @@ METHODS = ("discretized_integrated_gradients", "uniform_discretized_integrated_g
 SMALL = {"steps": 4, "neighbours": 9}
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 def keep_points(classifier: Classifier, name: str, texts: list[str], **options: Any) -> tuple[Inputs, Tensor, Tensor]:
     """What a method was given, and all points of all rows that it visited, (B, points, S, D), with the steps."""
     original, kept = find_method(name), []

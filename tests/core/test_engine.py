@@ -30,11 +30,6 @@ MULTI_LABEL = "multi_label_classification"
 LABELS = ("business", "politics", "NA")
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 def explainer(classifier: Classifier, *, method: Any = None, **changes: Any) -> Explainer:
     """An explainer with windows of 40 tokens and 9 nodes, unless told otherwise."""
     settings = {"max_tokens": 40, "overlap": 6, "max_windows": None, "merge": "sum", "budget_tokens": 600}

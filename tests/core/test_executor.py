@@ -58,11 +58,6 @@ TEXTS = (
 )
 
 
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> ModelCache:
     """An empty cache in place of the process's own."""

@@ -21,11 +21,6 @@ from lexplain.words import Word, segment
 TOLERANCE = 1e-5  # float32 against float64
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 def score_words(text: str, seed: int = 0) -> list[tuple[Word, float]]:
     words = segment(text)
     return list(zip(words, np.random.default_rng(seed).normal(size=len(words)).round(1).tolist(), strict=True))

@@ -23,11 +23,6 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 def check(
     folder: Path, model: Path, method: str, options: dict[str, Any], *, chosen: dict[str, Any] | None = None,
     **models: Any,

@@ -26,11 +26,6 @@ NORMS: tuple[Norm, ...] = ("l2_squared", "l2", "l1")
 METHODS = ("saliency", "gradient_x_input", "smoothgrad")
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 def explainer(classifier: Classifier, method: Any, **changes: Any) -> Explainer:
     settings: dict[str, Any] = {"max_tokens": 40, "overlap": 6, "max_windows": None, "merge": "sum"}
     settings |= {"budget_tokens": 600, "top_k": None}

@@ -225,11 +225,6 @@ def explain(
     return Explainer(classifier, spy([] if seen is None else seen), options, **shape).explain(texts)
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
     """A tiny BERT for which one word decides; a text without any is "NA"."""

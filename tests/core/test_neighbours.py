@@ -30,11 +30,6 @@ EMBEDDING_KERNELS: tuple[Kernel, ...] = ("cosine", "rbf", "laplacian", "cubic", 
 WIDE = {"base": "saliency", "quantile": 1.0, "same_class": False, "neighbours": 20}
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 def explainer(classifier: Classifier, prepared: object = None, method: Any = LAFA, **changes: Any) -> Explainer:
     settings = {"max_tokens": 40, "overlap": 6, "max_windows": None, "merge": "sum", "budget_tokens": 600}
     settings |= {name: changes.pop(name) for name in list(changes) if name in settings}
@@ -275,8 +270,8 @@ def test_the_declared_cost_is_what_is_counted(shelf: Shelf, options: dict[str, A
     with count_passes(classifier) as passes:
         ((found,),) = explaining.explain([LINES[0]])
     assert found.n_windows == 1
-    assert LAFA.cost is not None
-    declared = LAFA.cost(LAFA.complete_options(options), found.n_tokens)
+    declared = LAFA.tell_cost(options, found.n_tokens)
+    assert declared is not None
     # less the prediction, and the pass that hidden states are read from, which never reaches the logits
     assert declared - 1 == passes.sequences - 1 + passes.backward_sequences
 

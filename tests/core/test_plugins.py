@@ -61,11 +61,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return install_example(folder / "leave-one-in", folder / "site")
 
 
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 def lay_package(site: Path, name: str, code: str) -> None:
     """A module and its metadata, as an installed package is; the entry point has the module's name."""
     metadata = site / f"{name}-3.1.dist-info"

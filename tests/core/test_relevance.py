@@ -26,11 +26,6 @@ MULTI_LABEL = "multi_label_classification"
 CONSERVING = {"eps": 0.01, "bias_factor": 1.0}
 
 
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 def explainer(classifier: Classifier, method: str = "lrp", *, budget: int = 600, **options: Any) -> Explainer:
     return Explainer(
         classifier, find_method(method), options, max_tokens=40, overlap=6, max_windows=None, merge="sum",

@@ -23,11 +23,6 @@ from lexplain.methods.sequential import sequential_integrated_gradients
 METHOD = "sequential_integrated_gradients"
 
 
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 def test_it_is_registered_as_published() -> None:
     found = find_method(METHOD)
     assert (found.id, found.complete, found.signed, found.stochastic) == (f"{METHOD}.v1", False, True, False)

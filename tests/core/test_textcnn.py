@@ -28,11 +28,6 @@ from lexplain.words import segment
 RECIPE = Recipe(epochs=8, patience=8, learning_rate=1e-2, batch_size=8, max_tokens=400)
 
 
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
 def read(classifier: Classifier, text: str) -> list[int]:
     return list(classifier.encode(text, max_tokens=64, overlap=0, max_windows=1).windows[0].ids)
 

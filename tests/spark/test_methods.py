@@ -25,11 +25,6 @@ TEXTS = tuple(" ".join((LINES * 2)[number % 3 : 3 + number % 5]) for number in r
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
-    return Shelf(tmp_path_factory.mktemp("classifiers"))
-
-
-@pytest.fixture(scope="module")
 def index(shelf: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Reference documents of the multi-label model, in a file as a job makes it."""
     explainer = open_explainer(several(shelf), "lafa")

@@ -60,27 +60,12 @@ def calibrations(run: Run) -> list[Row]:
     return run.tables.read("calibrations").collect()
 
 
-def test_a_model_is_calibrated_on_a_sample_of_the_corpus(adaptive: Run) -> None:
-    (row,) = calibrations(adaptive)
-    (model,) = adaptive.models
-    assert (row["model_digest"], row["corpus_key"]) == (model.digest, adaptive.corpus.key)
-    assert row["n_documents"] == 450
-    assert row["n_sampled"] == SAMPLE_DOCUMENTS
-    assert model.prepared == row["calibration"]
-    calibration = Calibration.from_json(row["calibration"])
-    assert calibration.keywords.nodes == row["keyword_nodes"]
-    assert row["reference_error"] <= 0.04
-    assert "calibrate" in adaptive.progress.text  # type: ignore[attr-defined]
-
-
-def test_explanations_start_at_its_nodes(adaptive: Run) -> None:
-    calibration = Calibration.from_json(calibrations(adaptive)[0]["calibration"])
-    start = len(calibration.start(0.04).nodes)
+def test_explanations_need_no_calibration(adaptive: Run) -> None:
     rows = explanations(adaptive)
     assert len(rows) == 450
-    assert min(row["evaluations"] for row in rows) == start
-    assert np.mean([row["evaluations"] for row in rows]) < start + 4
+    assert min(row["evaluations"] for row in rows) == 6
     assert {row["accuracy"] for row in rows} == {"document"}
+    assert not calibrations(adaptive)
     for row in rows[:50]:
         assert scores(row).sum() + row["other_score"] == pytest.approx(row["target_score"] - row["baseline_score"])
 
@@ -94,20 +79,35 @@ def test_they_are_within_the_tolerance_of_many_points(spark: SparkSession, folde
     for row in explanations(exact):
         reference = scores(row)
         off.append(np.linalg.norm(scores(found[row["doc_id"]]) - reference) / np.linalg.norm(reference))
-        assert not found[row["doc_id"]]["converged"] or off[-1] <= 0.08
-    assert np.median(off) < 0.04
-    assert len(calibrations(exact)) == 1, "a fixed rule needs none"
+        assert not found[row["doc_id"]]["converged"] or off[-1] <= 0.1
+    assert np.median(off) < 0.05
+    assert not calibrations(exact), "a fixed rule needs none"
 
 
-def test_keyword_accuracy_takes_the_calibrated_nodes(spark: SparkSession, folder: Path, adaptive: Run) -> None:
-    few = run_plan(spark, plan(folder, "corpus.jsonl", name="few", method={"accuracy": "keywords"}))
-    rows = explanations(few)
-    calibration, other = calibrations(few)  # one an accuracy, of the same sample
-    assert calibration["calibration"] == other["calibration"]
+@pytest.fixture(scope="module")
+def few(spark: SparkSession, folder: Path, adaptive: Run) -> Run:
+    """In the sink of the adaptive one."""
+    return run_plan(spark, plan(folder, "corpus.jsonl", name="few", method={"accuracy": "keywords"}))
+
+
+def test_a_model_is_calibrated_on_a_sample_of_the_corpus(few: Run) -> None:
+    (row,) = calibrations(few)
+    (model,) = few.models
+    assert (row["model_digest"], row["corpus_key"]) == (model.digest, few.corpus.key)
+    assert row["n_documents"] == 450
+    assert row["n_sampled"] == SAMPLE_DOCUMENTS
+    assert model.prepared == row["calibration"]
+    calibration = Calibration.from_json(row["calibration"])
+    assert calibration.keywords.nodes == row["keyword_nodes"]
+    assert row["reference_error"] <= 0.04
+    assert "calibrate" in few.progress.text  # type: ignore[attr-defined]
+
+
+def test_keyword_accuracy_takes_the_calibrated_nodes(adaptive: Run, few: Run) -> None:
+    (calibration,), rows = calibrations(few), explanations(few)
     assert {row["accuracy"] for row in rows} == {"keywords"}
     assert {row["evaluations"] for row in rows} == {calibration["keyword_nodes"]}
     assert few.models[0].explain_key != adaptive.models[0].explain_key
-    assert few.models[0].prepared == adaptive.models[0].prepared
     first = {}
     for run in (few, adaptive):
         kept = run.tables.read("keywords").where(f"keyword_key = '{run.record['keyword_key']}' AND rank = 1").collect()
@@ -115,25 +115,21 @@ def test_keyword_accuracy_takes_the_calibrated_nodes(spark: SparkSession, folder
     assert first["few"] == first["adaptive"] == CLUES
 
 
-def test_drilling_down_is_at_document_accuracy(spark: SparkSession, folder: Path, adaptive: Run) -> None:
-    run = run_plan(spark, plan(folder, "corpus.jsonl", name="few", method={"accuracy": "keywords"}))
+def test_a_calibration_is_made_once(spark: SparkSession, folder: Path, few: Run) -> None:
+    again = run_plan(spark, plan(folder, "corpus.jsonl", name="again", method={"accuracy": "keywords"}))
+    assert calibrations(again) == calibrations(few)
+    assert "calibrate" not in again.progress.text  # type: ignore[attr-defined]
+
+
+def test_drilling_down_is_at_document_accuracy(spark: SparkSession, adaptive: Run, few: Run) -> None:
     place = f"doc_id = '{explanations(adaptive)[0]['doc_id']}'"
-    run.tables.read("staged").where(f"{run.corpus.where} AND {place}").createOrReplaceTempView("one_document")
+    few.tables.read("staged").where(f"{few.corpus.where} AND {place}").createOrReplaceTempView("one_document")
     (row,) = spark.sql("SELECT explain(text) AS answer FROM one_document").collect()
     stored = explanations(adaptive)[0]
     (answer,) = row["answer"]["explanations"]
     assert answer["target_score"] == pytest.approx(stored["target_score"], abs=1e-5)
     assert [word["word"] for word in answer["words"]][:3] == [word["word"] for word in stored["words"]][:3]
     assert scores(answer) == pytest.approx(scores(stored), abs=1e-5)
-
-
-def test_a_small_corpus_is_not_worth_a_calibration(spark: SparkSession, folder: Path) -> None:
-    sink = {"path": str(folder / "small-tables")}
-    run = run_plan(spark, plan(folder, "small.jsonl", name="small", sink=sink))
-    (row,) = calibrations(run)
-    assert row["calibration"] is None
-    assert row["n_documents"] == 60
-    assert min(each["evaluations"] for each in explanations(run)) == 9
 
 
 def test_keyword_accuracy_of_too_few_documents_is_refused(spark: SparkSession, folder: Path) -> None:

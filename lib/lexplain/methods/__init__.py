@@ -395,6 +395,10 @@ class Method:
                 completed[name] = float(value)  # 1 and 1.0 are one option value, so they must give one key
         return completed
 
+    def tell_cost(self, options: Mapping[str, object], tokens: int) -> float | None:
+        """Return what a row costs, see `cost`, with the options that a plan gives; None: unknown."""
+        return None if self.cost is None else self.cost(self.complete_options(options), tokens)
+
     def _check_one(self, name: str, value: object) -> list[Problem]:
         field = f"method.{name}"
         option = self.options.get(name)

@@ -5,8 +5,7 @@ Driver only, apart from the closures that it sends to the executors.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -34,8 +33,6 @@ from lexplain.tables import Tables, quote_list, quote_text
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-# Below so many documents a model, a calibration costs more than it saves.
-_FEW_DOCUMENTS = 400
 # Of a sample's documents, what one task evaluates.
 _TASK_DOCUMENTS = 12
 
@@ -49,8 +46,7 @@ def find_calibrations(
     return [replace(model, prepared=found.get(keys[model.digest])) for model in models]
 
 
-def _read_calibrations(tables: Tables, keys: Sequence[str]) -> dict[str, str | None]:
-    """Return the calibrations that are there by key; None for a key that is known to have none."""
+def _read_calibrations(tables: Tables, keys: Sequence[str]) -> dict[str, str]:
     rows = tables.read("calibrations").where(f"calibration_key IN ({quote_list(keys)})")
     return {
         row["calibration_key"]: row["calibration"] for row in rows.select("calibration_key", "calibration").collect()
@@ -64,8 +60,7 @@ def calibrate_models(
     """Return the models with their calibrations; those that are missing are made and committed.
 
     A calibration is made once for a model, corpus, baseline and window size, on documents of the corpus's first chunks,
-    and stays: explanations made later, of more documents, are made like the first. Where a model has few documents to
-    explain, or the sample tells nothing, the row says that there is none.
+    and stays: explanations made later, of more documents, are made like the first.
 
     Args:
         tables: The sink.
@@ -77,10 +72,11 @@ def calibrate_models(
         progress: Told of the sample's documents.
 
     Raises:
-        MethodError: `accuracy: keywords`, and the sample is too small, or the model's gradient too sharp, to calibrate.
+        MethodError: The sample is too small, or the model's gradient too sharp, to calibrate.
 
     Note:
-        Cost: at most 48 documents a model, 33 gradient evaluations each, on executors; seconds a model on the driver.
+        Cost: at most 48 documents a model, 33 gradient evaluations each, up to 129 where the gradient is sharp, on
+        executors; seconds a model on the driver.
     """
     keys = {model.digest: calibration_key(plan, find_method, model.digest) for model in models}
     there = _read_calibrations(tables, list(keys.values()))
@@ -88,24 +84,12 @@ def calibrate_models(
     if missing:
         progress.start("calibrate", len(missing), "models")
         owed = _count_owed(tables, corpus, missing)
-        fitted = 0
         for model in missing:
             count = owed[model.explain_key]
-            calibration = None
-            if count >= _FEW_DOCUMENTS or plan.method.accuracy == "keywords":
-                try:
-                    calibration = _calibrate(tables, plan, find_method, model, corpus, training, count)
-                except MethodError as error:
-                    if plan.method.accuracy == "keywords":
-                        raise
-                    logging.getLogger(__name__).warning("%s: points start equally spaced", error)
+            calibration = _calibrate(tables, plan, find_method, model, corpus, training, count)
             _commit(tables, keys[model.digest], model, corpus, count, calibration)
-            fitted += calibration is not None
             progress.advance(1)
-        rest = (
-            "" if fitted == len(missing) else "; the others keep evenly spaced points: documents too few to fit them to"
-        )
-        progress.finish(f"{fitted} of {len(missing)} models{rest}")
+        progress.finish(f"{len(missing)} models")
     return find_calibrations(tables, plan, find_method, models)
 
 
@@ -181,24 +165,17 @@ def _draw_sample(
 
 
 def _commit(
-    tables: Tables, key: str, model: ExplainedModel, corpus: Staged, n_documents: int, calibration: Calibration | None
+    tables: Tables, key: str, model: ExplainedModel, corpus: Staged, n_documents: int, calibration: Calibration
 ) -> None:
-    values: dict[str, object] = {name: None for name, _, _ in TABLES["calibrations"].columns}
-    values |= {
-        "calibration_key": key,
-        "model_digest": model.digest,
-        "corpus_key": corpus.key,
-        "n_documents": n_documents,
-    }
-    if calibration is not None:
-        keywords = calibration.keywords
-        rule: Mapping[str, object] = vars(calibration.rule(keywords.nodes))
-        values |= {
-            "n_sampled": calibration.n_documents, "reference_error": calibration.reference_error,
-            "keyword_nodes": keywords.nodes, "keyword_error_median": rule["error_median"],
-            "keyword_error_p90": rule["error_p90"], "quadrature_share": keywords.quadrature_share,
-            "list_overlap": keywords.list_overlap, "sampling_overlap": keywords.sampling_overlap,
-            "calibration": calibration.to_json(),
-        }  # fmt: skip
+    keywords = calibration.keywords
+    rule = calibration.rule(keywords.nodes)
+    values = {
+        "calibration_key": key, "model_digest": model.digest, "corpus_key": corpus.key, "n_documents": n_documents,
+        "n_sampled": calibration.n_documents, "reference_error": calibration.reference_error,
+        "keyword_nodes": keywords.nodes, "keyword_error_median": rule.error_median,
+        "keyword_error_p90": rule.error_p90, "quadrature_share": keywords.quadrature_share,
+        "list_overlap": keywords.list_overlap, "sampling_overlap": keywords.sampling_overlap,
+        "calibration": calibration.to_json(),
+    }  # fmt: skip
     rows = tables.spark.createDataFrame([values], TABLES["calibrations"].schema)
     tables.add_first(rows, "calibrations", unless=f"present.calibration_key = {quote_text(key)}")
