@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -104,27 +105,37 @@ class Evaluation:
 
     def logits(self, rows: Tensor, alphas: Tensor) -> Tensor:
         """Return F, (P,), without gradients."""
-        values = self._unknown(len(rows))
+        values, owners, place_of = self._unknown(len(rows)), *self._merge_baselines(rows, alphas)
 
         def see(points: Tensor, seen: Tensor, gradients: Tensor | None) -> None:
             values[points] = seen
 
-        self.visit(rows, self._line(rows, alphas), see, share=alphas, gradients=False)
-        return values
+        self.visit(rows[owners], self._line(rows[owners], alphas[owners]), see, share=alphas[owners], gradients=False)
+        return values[place_of]
 
     def directional(self, rows: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
         """Return F, (P,), and sum over D of (x - baseline) dF/dx, (P, S)."""
         inputs, values = self._inputs, self._unknown(len(rows))
         derivatives = torch.zeros((len(rows), inputs.x.shape[1]), dtype=torch.float64, device=values.device)
+        owners, place_of = self._merge_baselines(rows, alphas)
+        wanted = np.argsort(place_of, kind="stable")
+        starts = np.searchsorted(place_of[wanted], np.arange(len(owners) + 1))
 
-        def see(points: Tensor, seen: Tensor, gradients: Tensor | None) -> None:
+        def see(places: Tensor, seen: Tensor, gradients: Tensor | None) -> None:
             assert gradients is not None  # they were asked for
-            row, length = rows.to(points.device)[points], gradients.shape[1]
+            length = gradients.shape[1]
+            counts = np.diff(starts)[places.cpu().numpy()]
+            points = torch.from_numpy(
+                np.concatenate([wanted[starts[each] : starts[each + 1]] for each in places.tolist()])
+            )
+            source = torch.arange(len(counts)).repeat_interleave(torch.from_numpy(counts)).to(values.device)
+            row = rows[points].to(values.device)
+            points = points.to(values.device)
             line = inputs.x[row, :length] - inputs.baseline[row, :length]
-            values[points] = seen
-            derivatives[points, :length] = (line * gradients).sum(-1, dtype=torch.float64)
+            values[points] = seen[source]
+            derivatives[points, :length] = (line * gradients[source]).sum(-1, dtype=torch.float64)
 
-        self.visit(rows, self._line(rows, alphas), see, share=alphas)
+        self.visit(rows[owners], self._line(rows[owners], alphas[owners]), see, share=alphas[owners])
         return values, derivatives
 
     def visit(
@@ -225,6 +236,26 @@ class Evaluation:
         # only now, so that a pass that ran out of memory between two targets shows no point twice
         for point, known, found in seen:
             see(point, known, found)
+
+    def _merge_baselines(self, rows: Tensor, alphas: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the points that must be evaluated, and for each point the place of its own among them, (P,).
+
+        Texts of equal length have one baseline: at alpha 0 rows with the same target share a point.
+        """
+        at_baseline = (alphas == 0).numpy()
+        keys = np.where(at_baseline, -1 - self._twins[rows.numpy()], np.arange(len(rows)))
+        return np.unique(keys, return_index=True, return_inverse=True)[1:]
+
+    @cached_property
+    def _twins(self) -> NDArray[np.int64]:
+        """The first row with the same baseline and target, (B,)."""
+        inputs = self._inputs
+        known = [torch.where(inputs.special, inputs.ids, -1), inputs.mask, self._targets[:, None]]
+        if self._token_types is not None:
+            known.append(self._token_types)
+        told = torch.cat([each.long() for each in known], dim=1).cpu().numpy()
+        _, first, twin_of = np.unique(told, axis=0, return_index=True, return_inverse=True)
+        return first[twin_of]
 
     def _unknown(self, count: int) -> Tensor:
         return torch.full((count,), math.nan, dtype=torch.float64, device=self._inputs.x.device)

@@ -343,10 +343,18 @@ def test_e4_points_share_passes_under_the_budget(shelf: Shelf, budget: int) -> N
     texts = [LONG_TEXT, *TEXTS]
     windows = sum(len(classifier.encode(t, max_tokens=40, overlap=6, max_windows=None).windows) for t in texts)
     with count_passes(classifier) as passes:
-        explainer(classifier, budget_tokens=budget).explain(texts)
+        outcomes = explainer(classifier, budget_tokens=budget).explain(texts)
     assert passes.largest_tokens <= max(budget, 40)
-    # one prediction, nine nodes and one baseline for each window
-    assert passes.sequences == windows * 11
+    baselines = {
+        (len(window.ids), only(outcome).label)
+        for text, outcome in zip(texts, outcomes, strict=True)
+        for window in classifier.encode(text, max_tokens=40, overlap=6, max_windows=None).windows
+    }
+    assert len(baselines) < windows
+    # one prediction and nine nodes for each window; windows of equal length and target share a baseline
+    shared = len(baselines) if budget == 5000 else passes.sequences - 10 * windows
+    assert passes.sequences == 10 * windows + shared
+    assert len(baselines) <= shared <= windows
     assert passes.forward >= passes.sequences * 2 / max(budget, 2)
     if budget == 1:
         assert passes.forward == passes.sequences
@@ -365,17 +373,34 @@ def test_e11_targets_of_a_text_share_the_forward_part_of_a_pass(shelf: Shelf) ->
     """interpreto takes one backward a document and target over the whole batch; captum one forward a target."""
     classifier = shelf.classifier("bert", labels=tuple("abcdef"), problem_type=MULTI_LABEL, seed=1)
     outcomes = dict(zip(TEXTS, explainer(classifier).explain(TEXTS), strict=True))
-    targets = [len(explanations(outcome)) for outcome in outcomes.values()]
+    windows = {t: classifier.encode(t, max_tokens=40, overlap=6, max_windows=None).windows for t in TEXTS}
+    # those of equal length would share their baseline
+    texts = list({len(found[0].ids): text for text, found in windows.items() if len(found) == 1}.values())
+    targets = [len(explanations(outcomes[text])) for text in texts]
     assert max(targets) >= 3
-    windows = {t: len(classifier.encode(t, max_tokens=40, overlap=6, max_windows=None).windows) for t in TEXTS}
-    explained = sum(count for text, count in windows.items() if outcomes[text])
     with count_passes(classifier) as passes:
-        explainer(classifier, budget_tokens=100_000).explain(TEXTS)
-    # the prediction, and for each window with a target nine nodes and one baseline, however many its targets
-    assert passes.sequences == sum(windows.values()) + 10 * explained
+        explainer(classifier, budget_tokens=100_000).explain(texts)
+    # the prediction, and for each text with a target nine nodes and one baseline, however many its targets
+    assert passes.sequences == len(texts) + 10 * sum(count > 0 for count in targets)
     # texts with equally many targets share a pass, which goes backward once a target
     assert passes.forward == 1 + 2 * len(set(targets) - {0})
     assert passes.backward == sum(set(targets))
+
+
+def test_texts_of_equal_length_share_the_gradient_at_their_baseline(shelf: Shelf) -> None:
+    """What each makes of it is its own: the scores are those that it has alone."""
+    classifier = shelf.classifier("bert", dtype=torch.float64)
+    words = TEXTS[0].rstrip(".").split()
+    texts = [" ".join(words[turn:] + words[:turn]) for turn in range(6)]
+    alone = [only(explainer(classifier, rule="trapezoid").explain([text])[0]) for text in texts]
+    with count_passes(classifier) as passes:
+        together = [only(each) for each in explainer(classifier, rule="trapezoid").explain(texts)]
+    baselines = len({found.label for found in alone})
+    assert passes.backward_sequences == 6 * 8 + baselines < 6 * 9
+    assert passes.sequences == 6 + passes.backward_sequences
+    for found, expected in zip(together, alone, strict=True):
+        assert found.baseline_score == pytest.approx(expected.baseline_score, abs=1e-12)
+        np.testing.assert_allclose(word_scores(found), word_scores(expected), rtol=0, atol=1e-12)
 
 
 def test_targets_that_share_passes_are_explained_as_if_alone(shelf: Shelf) -> None:
