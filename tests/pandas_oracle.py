@@ -207,15 +207,19 @@ def _rank(rows: Sequence[dict[str, object]], rules: Rules) -> None:
 
 
 def overlap_rank_biased(a: Sequence[str], b: Sequence[str], p: float) -> float:
-    """Return RBO_ext of two lists, by its definition (Webber et al. 2010, equation 32)."""
-    short, long = sorted((a, b), key=len)
-    s, n = len(short), len(long)
-    if s == 0:
+    """Return RBO_ext of two lists: the weighted sum over depths without end, as Webber et al. 2010 go on past the lists.
+
+    Past the shorter list it is taken to go on agreeing as it did at its end; past both the agreement stays.
+    """
+    short, long = sorted((list(a), list(b)), key=len)
+    if not short:
         return 0.0
-
-    def shared(depth: int) -> int:
-        return len(set(short[:depth]) & set(long[:depth]))
-
-    seen = sum(shared(d) / d * p**d for d in range(1, n + 1))
-    guessed = sum(shared(s) * (d - s) / (s * d) * p**d for d in range(s + 1, n + 1))
-    return (1 - p) / p * (seen + guessed) + ((shared(n) - shared(s)) / n + shared(s) / s) * p**n
+    total, at_end = 0.0, 0.0
+    for depth in range(1, 4000):
+        if depth <= len(long):
+            met = len(set(short[:depth]) & set(long[:depth]))
+            if depth > len(short):
+                met += (depth - len(short)) * len(set(short) & set(long[: len(short)])) / len(short)
+            at_end = met / depth
+        total += (1 - p) * p ** (depth - 1) * at_end
+    return total

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lexplain.errors import MethodError
+from lexplain.overlap import rank_biased_overlap
 
 if TYPE_CHECKING:
     from scipy.interpolate import CubicSpline
@@ -249,18 +250,10 @@ def _list_words(labels: Sequence[str], documents: Sequence[dict[str, float]]) ->
 
 
 def _mean_overlap(first: dict[str, list[str]], second: dict[str, list[str]]) -> float | None:
-    """Return the mean rank-biased overlap (Webber et al. 2010, p = .9, extrapolated) of the labels' lists."""
-    overlaps = []
-    for label in first.keys() & second.keys():
-        depth = min(len(first[label]), len(second[label]))
-        if depth == 0:
-            continue
-        shared = [len(set(first[label][:d]) & set(second[label][:d])) for d in range(1, depth + 1)]
-        decay = 0.9 ** np.arange(1, depth + 1)
-        overlaps.append(
-            shared[-1] / depth * decay[-1] + (0.1 / 0.9) * sum(np.array(shared) / range(1, depth + 1) * decay)
-        )
-    return float(np.mean(overlaps)) if overlaps else None
+    """Return the mean rank-biased overlap of the labels' lists, of those that have words in both."""
+    found = [rank_biased_overlap(first[label], second[label]) for label in first.keys() & second.keys()
+             if first[label] and second[label]]  # fmt: skip
+    return float(np.mean(found)) if found else None
 
 
 def _measure(

@@ -277,7 +277,7 @@ def compare_command(
     tables: TablesFolder = Path("lexplain-demo/tables"),
 ) -> None:
     """Compare two keyword tables class by class: rank-biased overlap (p = 0.9) and Jaccard."""
-    from lexplain.keywords import compare_lists
+    from lexplain.keywords import ListOverlap, compare_lists
     from lexplain.tables import quote_text
 
     with _terminal("compare", None) as terminal:
@@ -296,7 +296,7 @@ def compare_command(
                 )
             keys.append(found[0]["keyword_key"])
         rows = compare_lists(opened, keys[0], keys[1])
-        print_rows(terminal.console, list(rows[0].asDict()) if rows else ["label"], (tuple(row) for row in rows))
+        print_rows(terminal.console, ListOverlap._fields, rows)
 
 
 @app.command("methods")

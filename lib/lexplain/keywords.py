@@ -3,7 +3,7 @@
 Words and the phrases that a mask's spans are go the same way, each with tables of their own (`Unit`).
 
 Everything is Spark SQL over the tables; no row passes through Python and none comes to the driver, except
-the few of `compare_lists`. Word scores are added up as DECIMAL, and what is computed from them runs over
+the heads of lists that are compared. Word scores are added up as DECIMAL, and what is computed from them runs over
 sorted arrays: a result is the same to the last digit whatever the order of rows, partitions and increments.
 """
 
@@ -13,10 +13,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lexplain.evidence import NORMALISED_SCORE, PHRASES_BY_SCORE, is_evidence, select_best_words, strip_word
 from lexplain.keys import evidence_key
+from lexplain.overlap import jaccard, rank_biased_overlap
 from lexplain.schema import SCORE, SCORE_SUM
 from lexplain.tables import quote_list, quote_text
 
@@ -180,10 +181,28 @@ def rank_keywords(
     tables.replace(tables.spark.sql(query).withColumnRenamed("word", unit.column), unit.keywords, where=ours)
 
 
+class ListOverlap(NamedTuple):
+    """How much two keyword lists of a class agree.
+
+    Attributes:
+        label: The class.
+        rank_biased_overlap: 1 for equal lists, 0 for lists that share no word or of which one is empty.
+        jaccard: Shared words over all words; the same at both ends.
+        n_a: Words of the first list that were compared.
+        n_b: Of the second.
+    """
+
+    label: str
+    rank_biased_overlap: float
+    jaccard: float
+    n_a: int
+    n_b: int
+
+
 def compare_lists(
     tables: Tables, keyword_key_a: str, keyword_key_b: str, *, p: float = 0.9, depth: int = 50
-) -> list[Row]:
-    """Return how much two keyword tables agree, one row a class that has a keyword in either.
+) -> list[ListOverlap]:
+    """Return how much two keyword tables agree, by label; labels with a keyword in either.
 
     Args:
         tables: Reads `keywords`.
@@ -192,17 +211,11 @@ def compare_lists(
         p: Weight of the next rank relative to the one before, above 0 and below 1.
         depth: Keywords of each list that are compared, from rank 1.
 
-    Returns:
-        Rows (label, rank_biased_overlap, jaccard, n_a, n_b) by label. n_a and n_b are the lists' lengths
-        within `depth`; both overlaps are 1.0 for equal lists and 0.0 for lists that share no word or of which
-        one is empty. The rank-biased overlap is extrapolated (RBO_ext) and made for lists of unequal lengths.
-
     Raises:
         ValueError: `p` or `depth` is out of range.
 
     Note:
-        Runs on: Spark; a few rows come to the driver.
-        Source: Webber, Moffat & Zobel 2010, equation 32.
+        Runs on: driver; the lists' heads come to it.
     """
     if not 0.0 < p < 1.0:
         raise ValueError(
@@ -213,33 +226,21 @@ def compare_lists(
         raise ValueError(
             f"depth={depth!r} must be >= 1. No keyword would be compared, and no class reported. Write depth=50."
         )
-    lists = [
-        f"SELECT label, word, rank FROM {tables.name('keywords')}"
-        f" WHERE keyword_key = {quote_text(key)} AND kept AND rank <= {depth:d}"
-        for key in (keyword_key_a, keyword_key_b)
+    a, b = (read_lists(tables, key, depth) for key in (keyword_key_a, keyword_key_b))
+    return [
+        ListOverlap(label, rank_biased_overlap(one, other, p), jaccard(one, other), len(one), len(other))
+        for label in sorted(a.keys() | b.keys())
+        for one, other in ((a.get(label, []), b.get(label, [])),)
     ]
-    return tables.spark.sql(f"""
-        WITH pairs AS (
-            SELECT label, a.rank AS rank_a, b.rank AS rank_b
-            FROM ({lists[0]}) a FULL JOIN ({lists[1]}) b USING (label, word)
-        ), lists AS (
-            SELECT label, count(rank_a) AS n_a, count(rank_b) AS n_b,
-                CAST(least(count(rank_a), count(rank_b)) AS INT) AS n_short,
-                CAST(greatest(count(rank_a), count(rank_b)) AS INT) AS n_long,
-                collect_list(greatest(rank_a, rank_b)) FILTER (WHERE rank_a + rank_b IS NOT NULL) AS met_at
-            FROM pairs GROUP BY label
-        ), overlaps AS (
-            SELECT *, transform(sequence(1, n_long), d -> size(filter(met_at, rank -> rank <= d))) AS shared,
-                size(filter(met_at, rank -> rank <= n_short)) AS shared_short, size(met_at) AS shared_long
-            FROM lists
-        )
-        SELECT label, CASE WHEN n_short = 0 THEN 0D ELSE
-            (1D - {p!r}D) / {p!r}D * aggregate(sequence(1, n_long), 0D, (total, d) -> total + power({p!r}D, d) / d
-                * (shared[d - 1] + shared_short * greatest(d - n_short, 0) / n_short))
-            + ((shared_long - shared_short) / n_long + shared_short / n_short) * power({p!r}D, n_long)
-            END AS rank_biased_overlap,
-            shared_long / (n_a + n_b - shared_long) AS jaccard, n_a, n_b
-        FROM overlaps ORDER BY label""").collect()
+
+
+def read_lists(tables: Tables, keyword_key: str, depth: int) -> dict[str, list[str]]:
+    """Return the kept words of a keyword table to that rank, best first, by label."""
+    rows = tables.read("keywords").where(f"keyword_key = {quote_text(keyword_key)} AND kept AND rank <= {depth:d}")
+    lists: dict[str, list[str]] = {}
+    for row in rows.select("label", "word").orderBy("label", "rank").collect():
+        lists.setdefault(row["label"], []).append(row["word"])
+    return lists
 
 
 # --- word sums ------------------------------------------------------------------------------------------------

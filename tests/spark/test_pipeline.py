@@ -116,7 +116,7 @@ def test_unlabelled_corpus_gives_the_same_classes(unlabelled: Run, labelled: Run
     explained = unlabelled.tables.read("explanations").where(f"corpus_key = '{unlabelled.corpus.key}'")
     assert explained.where("is_gold IS NOT NULL").count() == 0
     rows = compare_lists(unlabelled.tables, labelled.record["keyword_key"], unlabelled.record["keyword_key"])
-    overlap = {row["label"]: row["rank_biased_overlap"] for row in rows}
+    overlap = {row.label: row.rank_biased_overlap for row in rows}
     assert set(overlap) == set(CLUES)
     assert all(value >= 0.1 for value in overlap.values())  # at least the first word is shared: 1 - p = .1
 
