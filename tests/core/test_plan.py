@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
 import re
 import typing
@@ -63,6 +62,50 @@ def problems_of(text: str) -> dict[str, Problem]:
     with pytest.raises(PlanError) as raised:
         Plan.parse(text, find_method)
     return {problem.field: problem for problem in raised.value.problems}
+
+
+def leaves(cls: Any = Plan, path: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
+    """Every key of a plan that is no section, as (path with `__`, field)."""
+    found: list[tuple[str, dataclasses.Field[Any]]] = []
+    hints = typing.get_type_hints(cls)
+    for one in dataclasses.fields(cls):
+        inner = [
+            part for part in (hints[one.name], *typing.get_args(hints[one.name])) if dataclasses.is_dataclass(part)
+        ]
+        found += leaves(inner[0], f"{path}{one.name}__") if inner else [(f"{path}{one.name}", one)]
+    return found
+
+
+def all_keys(plan: Plan) -> dict[str, str]:
+    """Every key of a plan, all else equal."""
+    found = {
+        "run": keys.run_id(plan, find_method, ["digest 1", "digest 2"]),
+        "explain": keys.explain_key(plan, find_method, "digest 1", 0),
+        "corpus": keys.corpus_key(plan.corpus),
+        "evidence": keys.evidence_key(plan),
+        "keyword": keys.keyword_key(plan, ["explain 1", "explain 2"], "snapshot", "labelled"),
+        "calibration": keys.calibration_key(plan, find_method, "digest 1"),
+        "neighbours": keys.neighbours_key(plan, find_method, "digest 1"),
+    }
+    if plan.training is not None:
+        found["model"] = keys.model_key(plan, "digest", 0, "snapshot")
+    return found
+
+
+CONFIG = {
+    "model_type": "bert", "architectures": ["BertForSequenceClassification"], "id2label": {"0": "a", "1": "b"},
+    "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+def make_model(folder: Path, *files: str, **config: Any) -> Path:
+    """A model as far as names and JSON tell: its config with some keys changed, and files of a byte."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG | config))
+    for name in files or ("tokenizer.json", "model.safetensors"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    return folder
 
 
 # --- errors ---------------------------------------------------------------------------------------------------
@@ -450,214 +493,6 @@ def test_delta_folder_is_found_by_its_log(tmp_path: Path):
     assert Source(path=str(tmp_path)).kind == "delta"
 
 
-# --- paths ------------------------------------------------------------------------------------------------------
-
-
-CONFIG = {
-    "model_type": "bert", "architectures": ["BertForSequenceClassification"], "id2label": {"0": "a", "1": "b"},
-    "max_position_embeddings": 512,
-}  # fmt: skip
-
-
-def make_model(folder: Path, *files: str, **config: Any) -> Path:
-    """A model as far as names and JSON tell: its config with some keys changed, and files of a byte."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(CONFIG | config))
-    for name in files or ("tokenizer.json", "model.safetensors"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("x")
-    return folder
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A plan's folder with a corpus and two models."""
-    (tmp_path / "sub").mkdir()
-    for name in ("model", "model[2]"):
-        make_model(tmp_path / name)
-    (tmp_path / "sub" / "corpus.csv").write_text("text\n")
-    (tmp_path / "plan.yaml").write_text(
-        "name: a\ncorpus: {path: sub/corpus.csv}\nmodels: {uris: [./model, 'model[2]'], corpus: unseen}\nsink: {path: ../tables}\n"
-    )
-    return tmp_path
-
-
-def test_paths_count_from_the_plan(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir("/")
-    plan = Plan.load(folder / "plan.yaml", find_method)
-    assert plan.corpus.path == str(folder / "sub/corpus.csv")
-    assert plan.models.uris == (str(folder / "model"), str(folder / "model[2]"))
-    assert plan.sink.path == str(folder.parent / "tables")
-    monkeypatch.chdir(folder)
-    assert Plan.load("plan.yaml", find_method) == plan
-
-
-def test_missing_files_are_named_before_spark(folder: Path):
-    path = folder / "plan.yaml"
-    text = path.read_text().replace("corpus.csv", "corpora.csv").replace("./model,", "~/no/such/model,")
-    path.write_text(text)
-    with pytest.raises(PlanError) as raised:
-        Plan.load(path, find_method)
-    first, second = raised.value.problems
-    assert (first.field, first.value) == ("corpus.path", str(folder / "sub/corpora.csv"))
-    assert (second.field, second.value) == ("models.uris[0]", str(Path.home() / "no/such/model"))
-
-
-MODELS: list[tuple[tuple[str, ...], dict[str, Any], list[tuple[str, str]]]] = [
-    ((), {}, []),
-    (("vocab.txt", "model-00001-of-00002.safetensors"), {"architectures": None}, []),
-    ((), {"id2label": None}, []),
-    (("model.safetensors",), {}, [("models.uris[0]", "no tokenizer")]),
-    (("tokenizer.json",), {}, [("models.uris[0]", "no weights")]),
-    (("tokenizer.json", "pytorch_model.bin"), {}, [("models.uris[0]", "pickled weights only")]),
-    ((), {"architectures": ["BertForMaskedLM"]}, [("models.uris[0]", "no sequence classifier but BertForMaskedLM")]),
-    ((), {"model_type": None}, [("models.uris[0]", "cannot be read")]),
-    ((), {"id2label": {"0": "stars"}, "problem_type": "regression"}, []),
-    ((), {"problem_type": "regression"}, [("models.uris[0]", "a regression of 2 outputs")]),
-    ((), {"id2label": {"0": "a", "1": "a"}}, [("models.uris[0]", "each class once")]),
-    ((), {"id2label": {"0": "a", "2": "b"}}, [("models.uris[0]", "each class once")]),
-    ((), {"id2label": ["a", "b"]}, [("models.uris[0]", "each class once")]),
-    ((), {"id2label": {"0": ["a"], "1": "b"}}, []),
-    ((), {"max_position_embeddings": 128}, [("text.max_tokens", "at most 128")]),
-    ((), {"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, []),
-    ((), {"model_type": "roberta", "max_position_embeddings": 512}, [("text.max_tokens", "at most 510")]),
-    (("model.safetensors",), {"architectures": ["BertModel"], "max_position_embeddings": 64},
-     [("models.uris[0]", "no tokenizer"), ("models.uris[0]", "no sequence classifier"), ("text.max_tokens", "at most 64")]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("files", "config", "expected"), MODELS)
-def test_models_are_judged_with_the_plan(
-    tmp_path: Path, files: tuple[str, ...], config: dict[str, Any], expected: list[tuple[str, str]]
-):
-    make_model(tmp_path / "model", *files, **config)
-    text = READY.replace('"models:/a/1", "models:/b/1"', "./model")
-    assert "./model" in text
-    try:
-        Plan.parse(text, find_method, folder=tmp_path)
-        found = []
-    except PlanError as error:
-        found = list(error.problems)
-    assert len(found) == len(expected)
-    for problem, (field, rule) in zip(found, expected, strict=True):
-        assert problem.field == field
-        assert rule in problem.rule
-
-
-def test_a_base_model_needs_no_classifier_but_safetensors(tmp_path: Path):
-    make_model(tmp_path / "encoder", architectures=["BertModel"], id2label=None)
-    make_model(
-        tmp_path / "mlflow", "model/config.json", "model/model.safetensors", "components/tokenizer/tokenizer.json"
-    )
-    (tmp_path / "mlflow" / "model" / "config.json").write_text((tmp_path / "mlflow" / "config.json").read_text())
-    (tmp_path / "mlflow" / "config.json").unlink()
-    make_model(tmp_path / "pickle", "tokenizer.json", "pytorch_model.bin")
-    for name in ("encoder", "mlflow"):
-        assert Plan.parse(FINE_TUNED.replace("models:/base/1", f"./{name}"), find_method, folder=tmp_path)
-    for allow in ("", "execution: {allow_pickle: true}\n"):
-        with pytest.raises(PlanError, match=r"1 problem.*\n.*models.base=.* has pickled weights only"):
-            Plan.parse(FINE_TUNED.replace("models:/base/1", "./pickle") + allow, find_method, folder=tmp_path)
-
-
-def test_a_file_is_no_model(tmp_path: Path):
-    (tmp_path / "base").write_text("x")
-    with pytest.raises(PlanError, match=r"has no config\.json"):
-        Plan.parse(FINE_TUNED.replace("models:/base/1", "./base"), find_method, folder=tmp_path)
-
-
-def test_secrets_of_a_source_stay_in_the_plan():
-    source = Source(path="s3://me:hidden@bucket/x.csv?X-Amz-Signature=hidden")
-    assert source.origin == "s3://***@bucket/x.csv?X-Amz-Signature=***"
-
-
-@pytest.mark.parametrize("path", ["~nobody-of-that-name/a.csv", "x" * 5000 + ".csv", "loop/a.csv", "[.csv"])
-def test_paths_that_the_system_refuses_are_problems(folder: Path, path: str):
-    (folder / "loop").symlink_to(folder / "loop")
-    (folder / "plan.yaml").write_text((folder / "plan.yaml").read_text().replace("sub/corpus.csv", f"'{path}'"))
-    with pytest.raises(PlanError) as raised:
-        Plan.load(folder / "plan.yaml", find_method)
-    assert [problem.field for problem in raised.value.problems] == ["corpus.path"]
-
-
-def test_patterns_and_remote_places_are_left_alone(folder: Path):
-    text = (folder / "plan.yaml").read_text()
-    (folder / "plan.yaml").write_text(text.replace("corpus.csv", "*.csv").replace("./model,", "'models:/a@champion',"))
-    plan = Plan.load(folder / "plan.yaml", find_method)
-    assert plan.corpus.path == str(folder / "sub/*.csv")
-    assert plan.models.uris[0] == "models:/a@champion"
-
-
-def test_sink_must_not_be_a_file(folder: Path):
-    text = (folder / "plan.yaml").read_text().replace("../tables", "sub/corpus.csv")
-    with pytest.raises(PlanError, match=r"sink.path=.* is a file"):
-        Plan.parse(text, find_method, folder=folder)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "columns", "expected"),
-    [
-        ("a.csv", b"", {}, ("corpus.path", "is empty", "documents")),
-        ("a.jsonl", b"", {}, ("corpus.path", "is empty", "documents")),
-        ("a.csv", b"\xef\xbb\xbftext,label\n", {}, None),
-        ("a.csv", b'id,"te\nxt",text\n1,2,3\n', {"doc_id": "id"}, None),
-        ("a.csv", b"txet,label\nx,y\n", {}, ("corpus.columns.text", "is no column", "Write 'txet', or header: false")),
-        ("a.tsv", b'te"xt\tlabel\r\n', {"text": 'te"xt', "doc_id": "nr"}, ("corpus.columns.doc_id", "is no column", "Write one of 'te\"xt', 'label'")),
-        ("a.csv.gz", b"\x1f\x8b", {}, None),
-        ("a.csv", b"\n \r\ntext,label\n", {}, None),
-        ("a.tsv", "a\u2028b\x85c\rd\ttext\n".encode(), {"doc_id": "a\u2028b\x85c\rd"}, None),
-        ("a.csv", b"id,text,text\n", {"text": "text1"}, None),
-        ("a.csv", b",text\n", {"doc_id": "_c0"}, None),
-        ("a.csv", b"caf\xe9,nothing\n", {}, None),
-        ("a.csv", "text\n".encode("utf-16"), {}, None),
-        ("a.csv", b"x" * 70_000 + b",text\n", {}, None),
-        ("a.csv", b'"' + b"x\n" * 40_000 + b'",text\n', {}, None),
-        ("a.tsv", b"x" * 70_000 + b"\ttext\n", {}, None),
-    ],
-)  # fmt: skip
-def test_local_files_have_documents_and_columns(
-    tmp_path: Path, name: str, content: bytes, columns: dict[str, str], expected: tuple[str, str, str] | None
-):
-    (tmp_path / name).write_bytes(content)
-    plan = yaml.safe_dump(yaml.safe_load(READY) | {"corpus": {"path": str(tmp_path / name), "columns": columns}})
-    if expected is None:
-        assert Plan.parse(plan, find_method)
-        return
-    field, rule, remedy = expected
-    with pytest.raises(PlanError) as raised:
-        Plan.parse(plan, find_method)
-    (problem,) = raised.value.problems
-    assert (problem.field, rule in problem.rule, remedy in problem.remedy) == (field, True, True)
-
-
-def test_columns_without_names_are_numbered(tmp_path: Path):
-    (tmp_path / "a.tsv").write_text("x\ty\n")
-    source = {"path": str(tmp_path / "a.tsv"), "header": False, "columns": {"text": "_c1", "doc_id": "_c2"}}
-    with pytest.raises(PlanError, match=r"corpus\.columns\.doc_id='_c2' is no column of .*Write '_c\d'"):
-        Plan.parse(yaml.safe_dump(yaml.safe_load(READY) | {"corpus": source}), find_method)
-
-
-def test_sink_must_not_lie_in_a_file(folder: Path):
-    text = (folder / "plan.yaml").read_text().replace("../tables", "sub/corpus.csv/tables")
-    with pytest.raises(PlanError, match=r"sink.path=.* would lie in .*corpus.csv', which is a file"):
-        Plan.parse(text, find_method, folder=folder)
-
-
-def test_a_multi_label_model_is_explained_above_one_half(folder: Path):
-    config = json.loads((folder / "model" / "config.json").read_text())
-    (folder / "model" / "config.json").write_text(json.dumps(config | {"problem_type": "multi_label_classification"}))
-    text = (folder / "plan.yaml").read_text()
-    Plan.parse(text, find_method, folder=folder)
-    with pytest.raises(
-        PlanError, match=r"keywords.probability=0.3 must be >= 0.5 with the multi-label model models.uris\[0\]"
-    ):
-        Plan.parse(text + "\nkeywords: {probability: 0.3, evidence: predicted}", find_method, folder=folder)
-
-
-@pytest.mark.parametrize("path", ["dbfs:/lexplain", "s3://bucket/lexplain"])
-def test_a_sink_is_a_path_that_is_mounted(path: str):
-    assert "/dbfs/" in problems_of(READY.replace("path: tables", f'path: "{path}"'))["sink.path"].remedy
-
-
 # --- presets ----------------------------------------------------------------------------------------------------
 
 
@@ -782,213 +617,6 @@ def flatten(document: Mapping[str, Any], path: str = "") -> list[str]:
         nested = isinstance(value, Mapping) and name != "options"
         found += flatten(value, f"{path}{name}__") if nested else [f"{path}{name}"]
     return found
-
-
-# --- keys -------------------------------------------------------------------------------------------------------
-
-
-def leaves(cls: Any = Plan, path: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
-    """Every key of a plan that is no section, as (path with `__`, field)."""
-    found: list[tuple[str, dataclasses.Field[Any]]] = []
-    hints = typing.get_type_hints(cls)
-    for one in dataclasses.fields(cls):
-        inner = [
-            part for part in (hints[one.name], *typing.get_args(hints[one.name])) if dataclasses.is_dataclass(part)
-        ]
-        found += leaves(inner[0], f"{path}{one.name}__") if inner else [(f"{path}{one.name}", one)]
-    return found
-
-
-def all_keys(plan: Plan) -> dict[str, str]:
-    """Every key of a plan, all else equal."""
-    found = {
-        "run": keys.run_id(plan, find_method, ["digest 1", "digest 2"]),
-        "explain": keys.explain_key(plan, find_method, "digest 1", 0),
-        "corpus": keys.corpus_key(plan.corpus),
-        "evidence": keys.evidence_key(plan),
-        "keyword": keys.keyword_key(plan, ["explain 1", "explain 2"], "snapshot", "labelled"),
-        "calibration": keys.calibration_key(plan, find_method, "digest 1"),
-        "neighbours": keys.neighbours_key(plan, find_method, "digest 1"),
-    }
-    if plan.training is not None:
-        found["model"] = keys.model_key(plan, "digest", 0, "snapshot")
-    return found
-
-
-SOURCE = {"corpus", "keyword", "run", "calibration"}
-TRAINING = {"model", "keyword", "run", "neighbours"}  # keyword: its labels give the document frequencies
-RECIPE = {"model", "run"}
-TEXT = {"explain", "run"}
-RULES = {"keyword", "run"}
-
-# Path, other value, the keys that must change. Whatever makes other models or explanations makes other digests, from
-# which keyword_key is made, so it changes there without being named.
-CHANGES: list[tuple[str, Any, set[str]]] = [
-    ("name", "other", {"run"}),
-    ("preset", "sacx-2022", {"explain", "evidence", "keyword", "run", "calibration"}),  # another baseline
-    ("corpus__table", "a.b", SOURCE),
-    ("corpus__path", "s3://bucket/other.csv", SOURCE),
-    ("corpus__format", "json", SOURCE),
-    ("corpus__columns__text", "body", SOURCE),
-    ("corpus__columns__doc_id", "id", SOURCE),
-    ("corpus__columns__labels", "class", SOURCE),
-    ("corpus__label_separator", "|", SOURCE),
-    ("corpus__header", False, SOURCE),
-    ("corpus__where", "x > 1", SOURCE),
-    ("corpus__sample", 0.5, SOURCE),
-    ("corpus__limit", 5, SOURCE),
-    ("training__table", "a.b", TRAINING),
-    ("training__path", "s3://bucket/other.csv", TRAINING),
-    ("training__format", "json", TRAINING),
-    ("training__columns__text", "body", TRAINING),
-    ("training__columns__doc_id", "id", TRAINING),
-    ("training__columns__labels", "class", TRAINING),
-    ("training__columns__split", "seen", TRAINING),
-    ("training__label_separator", "|", TRAINING),
-    ("training__header", False, TRAINING),
-    ("training__where", "x > 1", TRAINING),
-    ("training__sample", 0.5, TRAINING),
-    ("training__limit", 5, TRAINING),
-    ("models__base", "models:/other/1", set()),  # its digest counts
-    ("models__splits", 7, {"run"}),
-    ("models__seed", 2, RECIPE),
-    ("models__test_share", 0.5, {"model", "keyword", "run"}),
-    ("models__multi_label", True, RECIPE),
-    ("models__train", "head", RECIPE),
-    ("models__epochs", 4, RECIPE),
-    ("models__learning_rate", 1e-4, RECIPE),
-    ("models__learning_rate", 5e-5, set()),  # what it is where none is written
-    ("models__batch_size", 8, RECIPE),
-    ("models__accumulate", 2, RECIPE),
-    ("models__patience", 2, RECIPE),
-    ("models__folder", "/elsewhere", set()),
-    ("models__register_as", "other", set()),
-    ("method__id", "integrated_gradients.v1", set()),  # the newest version by name
-    ("method__preset", "any", set()),  # its options count
-    ("method__options", {"rule": "midpoint", "nodes": 20}, TEXT),
-    ("method__accuracy", "keywords", TEXT),
-    ("method__top_k", 3, TEXT | {"calibration"}),
-    ("method__precision", "bfloat16", TEXT | {"calibration", "neighbours"}),
-    ("execution__compile", True, set()),
-    ("text__max_tokens", 256, TEXT | {"model", "calibration", "neighbours"}),
-    ("text__overlap", 32, TEXT | {"neighbours"}),
-    ("text__max_windows", 1, TEXT | {"neighbours"}),
-    ("text__max_characters", 1000, TEXT | {"model", "calibration", "neighbours"}),
-    ("text__merge", "absmax", TEXT),
-    ("keywords__evidence", "predicted", {"evidence", "keyword", "run"}),
-    ("keywords__probability", 0.6, {"evidence", "keyword", "run"}),
-    ("keywords__top_n", 10, {"evidence", "keyword", "run"}),
-    ("keywords__word_rule", "sacx-2022", {"evidence", "keyword", "run"}),
-    ("keywords__theta", 0.5, RULES),
-    ("keywords__min_df", 4, RULES),
-    ("keywords__max_classes", 1, RULES),
-    ("keywords__top", 50, RULES),
-    ("keywords__labels", ["a", "b"], RULES),
-    *[(path, value, set()) for path, value in [
-        ("limits__device_hours", 5.0), ("limits__rejected_share", 0.5), ("execution__device", "cpu"),
-        ("execution__threads", 2), ("execution__budget_tokens", 1000), ("execution__chunk_documents", 10),
-        ("execution__models_in_memory", 1), ("execution__allow_pickle", True), ("sink__path", "elsewhere"),
-        ("sink__schema", "a.b"), ("mlflow__enabled", False), ("mlflow__tracking_uri", "http://host"),
-        ("mlflow__experiment", "other"),
-    ]],
-]  # fmt: skip
-READY_CHANGES: list[tuple[str, Any, set[str]]] = [
-    ("models__uris", ["models:/c/1", "models:/d/1"], set()),  # their digests count
-    ("models__corpus", None, {"run"}),
-    ("corpus__columns__split", "seen", SOURCE | {"neighbours"}),
-]
-
-
-def change(text: str, path: str, value: object) -> Plan:
-    """The plan with one key changed, unchecked: a change alone may break a rule across keys."""
-    plan: Any = parse(text, corpus__label_separator=" ", corpus__columns__labels="topic")
-    return replace(plan, path.split("__"), tuple(value) if isinstance(value, list) else value)
-
-
-def replace(section: Any, path: list[str], value: object) -> Any:
-    if path == ["preset"] and isinstance(section, Plan):
-        return parse(FINE_TUNED, corpus__label_separator=" ", preset=value)
-    inner = value if len(path) == 1 else replace(getattr(section, path[0]), path[1:], value)
-    return dataclasses.replace(section, **{path[0]: inner})
-
-
-@pytest.mark.parametrize(("path", "value", "expected"), CHANGES, ids=[path for path, _, _ in CHANGES])
-def test_each_key_changes_with_what_it_should(path: str, value: object, expected: set[str]):
-    before, after = all_keys(parse(FINE_TUNED, corpus__label_separator=" ")), all_keys(change(FINE_TUNED, path, value))
-    assert {name for name in before if before[name] != after[name]} == expected
-
-
-@pytest.mark.parametrize(("path", "value", "expected"), READY_CHANGES, ids=[path for path, _, _ in READY_CHANGES])
-def test_each_key_changes_with_what_it_should_for_ready_models(path: str, value: object, expected: set[str]):
-    before = all_keys(parse(READY, corpus__label_separator=" ", corpus__columns__labels="topic"))
-    after = all_keys(change(READY, path, value))
-    assert {name for name in before if before[name] != after[name]} == expected
-
-
-def test_table_of_changes_names_every_key_of_a_plan():
-    assert {path for path, _, _ in CHANGES + READY_CHANGES} == {path for path, _ in leaves()}
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        ({}, {"corpus__format": "csv"}),
-        ({}, {"training__format": "csv"}),
-        ({}, {"keywords__evidence": "true_positives"}),
-        ({"keywords__labels": ["a", "b"]}, {"keywords__labels": ["b", "a", "a"]}),
-        ({}, {"method__options": {"rule": "adaptive", "tolerance": 0.05, "baseline": "mask"}}),
-        ({"keywords__theta": 1}, {"keywords__theta": 1.0}),
-        (
-            {"corpus__path": "s3://b/a.parquet"},
-            {"corpus__path": "s3://b/a.parquet", "corpus__header": False},
-        ),
-    ],
-)
-def test_plans_that_mean_the_same_share_their_keys(first: dict[str, Any], second: dict[str, Any]):
-    assert all_keys(parse(FINE_TUNED, **first)) == all_keys(parse(FINE_TUNED, **second))
-
-
-def test_keys_change_with_what_is_no_part_of_the_plan():
-    plan = parse(FINE_TUNED)
-    models = {keys.model_key(plan, *of) for of in [("d", 0, "s"), ("e", 0, "s"), ("d", 1, "s"), ("d", 0, "t")]}
-    assert len(models) == 4
-    assert keys.explain_key(plan, find_method, "d", 0) != keys.explain_key(plan, find_method, "e", 0)
-    tables = [(["a", "b"], "s", "t"), (["a"], "s", "t"), (["a", "b"], "t", "t"), (["a", "b"], "s", None)]
-    assert len({keys.keyword_key(plan, *of) for of in tables}) == 4
-    assert keys.keyword_key(plan, ["a", "b"], "s", None) == keys.keyword_key(plan, ["b", "a"], "s", None)
-    runs = {keys.run_id(plan, find_method, digests) for digests in (["a", "b"], ["b", "a"], ["a"])}
-    assert len(runs) == 3  # the place of a ready model is the number that corpus.columns.split means
-
-
-def test_references_are_training_documents_only_where_models_are_fine_tuned() -> None:
-    """Ready models that come with training documents, for their labels, are compared with the corpus all the same."""
-    ready, tuned = parse(READY, method={"id": "lafa"}), parse(FINE_TUNED, method={"id": "lafa"})
-    labelled = parse(READY, method={"id": "lafa"}, training=yaml.safe_load(FINE_TUNED)["training"])
-    other = parse(FINE_TUNED, method={"id": "lafa"}, training__path="s3://bucket/other.csv")
-    names = [keys.neighbours_key(plan, find_method, "digest") for plan in (ready, labelled, tuned, other)]
-    assert names[0] == names[1]
-    assert len(set(names)) == 3
-
-
-@pytest.mark.parametrize(
-    ("options", "same"),
-    [
-        ({"weight": 9.0}, True), ({"quantile": 0.3}, True), ({"neighbours": 3}, True),
-        ({"samples": 7}, False), ({"noise": 0.3}, False), ({"base": "saliency"}, False), ({"layer": 2}, False),
-    ],
-)  # fmt: skip
-def test_references_change_with_what_their_scores_are_made_with(options: dict[str, Any], same: bool) -> None:
-    before, after = (
-        keys.neighbours_key(parse(READY, method={"id": "lafa", "options": each}), find_method, "digest")
-        for each in ({}, options)
-    )
-    assert (before == after) is same
-
-
-def test_digest_is_stable_and_tells_types_apart():
-    assert keys.digest("corpus", {"b": 1, "a": [None, "ö"]}) == keys.digest("corpus", {"a": (None, "ö"), "b": 1})
-    assert keys.digest("corpus", "ö") == hashlib.sha256('["corpus","ö"]'.encode()).hexdigest()[:20]
-    assert len({keys.digest(*parts) for parts in [("1",), (1,), (None,), ("",), (), ("1", ""), (["1"],)]}) == 7
 
 
 def test_a_method_preset_lays_its_options_below_the_plans_own() -> None:
