@@ -19,7 +19,6 @@ from lexplain.overlap import rank_biased_overlap
 
 if TYPE_CHECKING:
     from scipy.interpolate import CubicSpline
-    from torch import Tensor
 
 SAMPLE_NODES = (33, 65, 129)
 """Equally spaced points at which a sample is evaluated, both ends among them: more where the gradient is sharper."""
@@ -104,7 +103,7 @@ class Calibration:
 
     Attributes:
         rules: Fitted rules, by ascending number of nodes.
-        n_documents: Documents of the sample; (window, target) pairs where texts are long.
+        n_documents: Documents of the sample.
         reference_error: Median relative difference between the sample's own reference and that of half its points.
         keywords: How many nodes a class keyword list needs.
     """
@@ -126,7 +125,7 @@ class Calibration:
         known = [len(rule.nodes) for rule in self.rules]
         raise MethodError(
             f"nodes={nodes} must be the size of a calibrated rule. No point would have been placed. Write nodes: "
-            f"{known[0]} to {known[-1]}."
+            f"2 to {known[-1]}."
         )
 
     def to_json(self) -> str:
@@ -332,11 +331,3 @@ def _move(gram: NDArray[np.float64], projection: NDArray[np.float64], chosen: li
                 if error < best - 1e-6 * abs(best) - 1e-12:  # rounding must not move nodes to and fro
                     chosen, best, moved = nodes, error, True
     return chosen
-
-
-def weigh_nodes(weights: Sequence[float], derivatives: Tensor) -> Tensor:
-    """Return the weighted sum over the nodes, (B, n, S) to (B, S); weights go in float64."""
-    import torch
-
-    weight = torch.tensor(weights, dtype=torch.float64, device=derivatives.device)
-    return (weight[:, None] * derivatives).sum(1)

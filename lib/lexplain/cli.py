@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lexplain.errors import DocumentError, ExplainError, LimitError, MethodError, ModelError, PlanError, TableError
-from lexplain.outcome import show_keywords, show_leaderboard, show_place
+from lexplain.outcome import show_keywords, show_leaderboard, show_place, show_quality
 from lexplain.plan import Columns, Plan, Sink, Source
 from lexplain.plan import Text as TextSettings
 from lexplain.template import write_template
@@ -225,10 +225,11 @@ def evaluate_command(
         progress = StageProgress(terminal.console)
         try:
             spark = terminal.open_session(f"lexplain evaluate {loaded.name}")
-            figures = evaluate(spark, loaded, contestants, find_method, progress)
+            found = evaluate(spark, loaded, contestants, find_method, progress)
         finally:
             progress.close()
-        show_leaderboard(terminal.console, figures)
+        show_leaderboard(terminal.console, found.faithfulness)
+        show_quality(terminal.console, found.quality)
 
 
 @app.command("demo")

@@ -1,7 +1,7 @@
-"""Evaluation of attribution methods: what a prediction loses with the words that each method names. Driver only.
+"""Evaluation of attribution methods: what a prediction loses without their words, what keyword lists come of them. Driver only.
 
 Every method explains the same documents with the same models, in runs of its own; what was explained or measured before is
-not done again. Beside each stand random scores and gradient x input.
+not done again. Beside each stand random scores and gradient x input, and beside the lists those of TF-IDF.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lexplain.deletions import deletion_batches
 from lexplain.errors import AccountingError, MethodError, ModelError, PlanError, Problem
 from lexplain.faithfulness import Trace
 from lexplain.keys import digest
+from lexplain.keyword_quality import QualityFigure, measure_quality, measure_tfidf
 from lexplain.pipeline import open_run
 from lexplain.plan import FindMethod, MethodChoice, Plan
 from lexplain.schema import TABLES
@@ -77,6 +78,24 @@ class Figure:
     over_random_high: float | None = None
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What an evaluation comes to.
+
+    Attributes:
+        faithfulness: Figures over documents, as they stand in `faithfulness`.
+        quality: Figures of the keyword lists, by method and for `tf-idf`, as they stand in `keyword_quality`; empty for
+            a method whose rules leave no class a keyword.
+    """
+
+    faithfulness: list[Figure]
+    quality: dict[str, list[QualityFigure]]
+
+
+TFIDF = "tf-idf"
+"""What lists made without a model are called."""
+
+
 def list_contestants(plan: Plan, asked: Sequence[str], documents: int, find_method: FindMethod) -> dict[str, Plan]:
     """Return a plan for each method, by what it was asked for as; the controls come last.
 
@@ -117,7 +136,7 @@ def list_contestants(plan: Plan, asked: Sequence[str], documents: int, find_meth
 
 def evaluate(
     spark: SparkSession, plan: Plan, contestants: Mapping[str, Plan], find_method: FindMethod, progress: Progress
-) -> list[Figure]:
+) -> Comparison:
     """Explain and measure what is lacking, and write the figures.
 
     Args:
@@ -128,7 +147,7 @@ def evaluate(
         progress: Told of each stage of each method.
 
     Returns:
-        The figures, as they stand in `faithfulness`.
+        The figures, as they are written.
 
     Raises:
         ModelError: The models are regressions.
@@ -140,6 +159,8 @@ def evaluate(
     """
     keys: dict[str, list[str]] = {}
     rows: dict[str, list[dict[str, Any]]] = {}
+    keyword_keys: dict[str, str] = {}
+    quality: dict[str, list[QualityFigure]] = {}
     for title, mine in contestants.items():
         with open_run(spark, mine, find_method, progress) as run:
             run.read_sources()
@@ -153,13 +174,17 @@ def evaluate(
             keys[title] = [model.explain_key for model in run.models]
             _measure(run.tables, mine, find_method, run.models, run.corpus, progress)
             rows[title] = _collect(run.tables, run.corpus, keys[title])
+            keyword_keys[title] = run.rank_words()
+            quality[title] = measure_quality(run.tables, mine, run.corpus, keys[title], keyword_keys[title])
             run.finish("finished")
             tables, corpus = run.tables, run.corpus
-    figures = compute_figures(rows)
+    # of the models' predictions, which all methods share
+    quality[TFIDF] = measure_tfidf(tables, mine, corpus, keys[title])
+    found = Comparison(compute_figures(rows), quality)
     key = digest("evaluation", plan.name, sorted(keys.items()), corpus.key, corpus.version, sorted(METRICS))
     with tables.lock():
-        _write(tables, plan.name, key, keys, figures)
-    return figures
+        _write(tables, plan.name, key, keys, keyword_keys, found)
+    return found
 
 
 def _measure(
@@ -303,12 +328,21 @@ def _bootstrap(values: Sequence[float], resamples: int) -> tuple[float, float, f
     return float(known.mean()), float(low), float(high)
 
 
-def _write(tables: Tables, name: str, key: str, keys: Mapping[str, Sequence[str]], figures: Sequence[Figure]) -> None:
-    now = datetime.now(UTC)
-    rows = [
-        {"evaluation_key": key, "name": name, "measured_at": now, "explain_keys": list(keys[figure.method]),
-         **{column: getattr(figure, column) for column in Figure.__dataclass_fields__}}
-        for figure in figures
-    ]  # fmt: skip
-    frame = tables.spark.createDataFrame(rows, TABLES["faithfulness"].schema)
-    tables.replace(frame, "faithfulness", where=f"evaluation_key = {quote_text(key)}")
+def _write(
+    tables: Tables, name: str, key: str, explain_keys: Mapping[str, Sequence[str]], keyword_keys: Mapping[str, str],
+    found: Comparison,
+) -> None:  # fmt: skip
+    same = {"evaluation_key": key, "name": name, "measured_at": datetime.now(UTC)}
+    rows = {
+        "faithfulness": [
+            same | {"explain_keys": list(explain_keys[figure.method])} | vars(figure) for figure in found.faithfulness
+        ],
+        "keyword_quality": [
+            same | {"keyword_key": keyword_keys.get(method), "method": method} | vars(figure)
+            for method, figures in found.quality.items()
+            for figure in figures
+        ],
+    }
+    for table, values in rows.items():
+        frame = tables.spark.createDataFrame(values, TABLES[table].schema)
+        tables.replace(frame, table, where=f"evaluation_key = {quote_text(key)}")

@@ -322,6 +322,9 @@ def open_model(task: ExplainTask, model: ModelTask, device: str) -> Classifier:
 
     _quieten_libraries()
     torch.set_num_threads(task.threads)
+    torch.backends.cudnn.allow_tf32 = (
+        False  # convolutions would round float32 to 10 bits on a GPU, matrix products do not
+    )
     return MODELS.load(model, task, device)
 
 
@@ -338,9 +341,11 @@ def _open_prepared(task: ExplainTask, model: ModelTask) -> object:
         from lexplain.anchors import Anchors
 
         return Anchors.load(model.prepared)
-    from lexplain.calibration import Calibration
+    if kind == "calibration":
+        from lexplain.calibration import Calibration
 
-    return Calibration.from_json(model.prepared)
+        return Calibration.from_json(model.prepared)
+    return None
 
 
 @lru_cache(maxsize=16)

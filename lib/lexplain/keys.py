@@ -50,9 +50,10 @@ def calibration_key(plan: Plan, find_method: FindMethod, model_digest: str) -> s
     """
     method = find_method(plan.method.id)
     baseline = method.complete_options(plan.method.asked).get("baseline")
-    # top_k brings in texts without a predicted label, the words decide how many nodes a keyword needs
-    sampled = (plan.method.top_k, plan.text.max_tokens, plan.text.max_characters, WORD_RULES, corpus_key(plan.corpus))
-    made_for = (plan.method.precision, *sampled)
+    text = plan.text
+    # top_k brings in texts without a predicted label, which all windows decide; the words decide how many nodes a keyword needs
+    windows = (text.max_tokens, text.overlap, text.max_windows, text.max_characters)
+    made_for = (plan.method.precision, plan.method.top_k, *windows, WORD_RULES, corpus_key(plan.corpus))
     return digest("calibration", model_digest, method.id, baseline, made_for)
 
 

@@ -53,14 +53,14 @@ PHRASES = Unit("phrase", "phrase_sums", "phrase_statistics", "keyphrases", PHRAS
 
 JACKKNIFE_GROUPS = 20
 
-# 97.5 % quantile of Student's t with JACKKNIFE_GROUPS - 1 degrees of freedom.
-_T_QUANTILE = 2.093
+T_QUANTILE = 2.093
+"""97.5 % quantile of Student's t with JACKKNIFE_GROUPS - 1 degrees of freedom."""
 
 # Below three splits a standard deviation between them says next to nothing.
 _MIN_SPLITS = 3
 
 # The last 8 of the digest's hexadecimal digits; the first ones already decide about splits and buckets.
-_DOC_GROUP = f"CAST(conv(right(text_digest, 8), 16, 10) AS BIGINT) % {JACKKNIFE_GROUPS}"
+DOC_GROUP = f"CAST(conv(right(text_digest, 8), 16, 10) AS BIGINT) % {JACKKNIFE_GROUPS}"
 
 # scikit-learn's default `\b\w\w+\b`, a maximal run of two or more word characters.
 _VECTORIZER_WORD = r"[\p{L}\p{N}_]{2,}"
@@ -164,7 +164,7 @@ def rank_keywords(
         return
     statistics = tables.spark.sql(_select_statistics(tables, plan, corpus, explain_keys, keyword_key, unit))
     # A table without a keyword would be made at every run, by commits that change nothing.
-    sums = _from_sums(tables, plan, corpus, explain_keys, unit)
+    sums = select_sums(tables, plan, corpus, explain_keys, unit)
     if all(_is_empty(tables, rows) for rows in (sums, _from_statistics(tables, keyword_key, unit), written)):
         return
     tables.replace(statistics.withColumnRenamed("word", unit.column), unit.statistics, where=ours)
@@ -250,7 +250,8 @@ def _read_version(tables: Tables, table: str) -> int:
     return int(tables.spark.sql(f"DESCRIBE HISTORY {tables.name(table)} LIMIT 1").collect()[0]["version"])
 
 
-def _scope(corpus: Staged, explain_keys: Sequence[str]) -> str:
+def where_explained(corpus: Staged, explain_keys: Sequence[str]) -> str:
+    """Return the condition that selects the rows of these models and this corpus."""
     return f"{corpus.where} AND explain_key IN ({quote_list(explain_keys)})"
 
 
@@ -274,7 +275,7 @@ def _select_finished_chunks(
     tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], versions: dict[str, int], unit: Unit
 ) -> str:
     """Return the chunks (explain_key, increment, bucket, split, n_documents) that are complete but not summed."""
-    scope = _scope(corpus, explain_keys)
+    scope = where_explained(corpus, explain_keys)
     sums, chunks, explanations = (
         f"{tables.name(name)} VERSION AS OF {versions[name]:d}" for name in (unit.sums, "chunks", "explanations")
     )
@@ -323,11 +324,11 @@ def _select_word_sums(
     # Spark; without the upper bound it would pass for a score >= 0.
     return f"""
         WITH finished AS ({finished}), evidence AS (
-            SELECT {chunk}, split, label, CAST({_DOC_GROUP} AS INT) AS doc_group, token_norm,
+            SELECT {chunk}, split, label, CAST({DOC_GROUP} AS INT) AS doc_group, token_norm,
                 {select_best_words(policy, unit.ranked)} AS best
             FROM {tables.name("explanations")} VERSION AS OF {versions["explanations"]:d}
             LEFT SEMI JOIN finished USING ({chunk})
-            WHERE {_scope(corpus, explain_keys)} AND {is_evidence(policy)}
+            WHERE {where_explained(corpus, explain_keys)} AND {is_evidence(policy)}
         ), occurrences AS (
             SELECT {chunk}, split, label, doc_group, found.word, {NORMALISED_SCORE.format("found.score")} AS score,
                 coalesce(array_position(all_words, found.word) = position, true) AS is_first
@@ -361,8 +362,9 @@ def _read_as_words(tables: Tables, table: str, unit: Unit, where: str) -> str:
     return f"(SELECT * EXCEPT ({unit.column}), {unit.column} AS word FROM {tables.name(table)} WHERE {where})"
 
 
-def _from_sums(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], unit: Unit) -> str:
-    place = f"evidence_key = {quote_text(evidence_key(plan))} AND {_scope(corpus, explain_keys)}"
+def select_sums(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], unit: Unit) -> str:
+    """Return the word sums of a plan's evidence, the unit called `word`, split by place of the model, to select from."""
+    place = f"evidence_key = {quote_text(evidence_key(plan))} AND {where_explained(corpus, explain_keys)}"
     where = f"{place} AND {unit.column} IS NOT NULL AND {_only_labels(plan)}"
     # The sums' own split is a model's place among those of the plan that explained it first: two models of another plan
     # may have had the same one.
@@ -382,7 +384,7 @@ def _select_statistics(
             sum(n_occurrences) AS n_occurrences, sum(score_sum) AS score_sum,
             sum(score_square_sum) AS score_square_sum,
             CAST(sum(score_sum) AS DOUBLE) / sum(n_occurrences) AS score_mean
-        FROM {_from_sums(tables, plan, corpus, explain_keys, unit)} GROUP BY split, label, word"""
+        FROM {select_sums(tables, plan, corpus, explain_keys, unit)} GROUP BY split, label, word"""
 
 
 def _sum(array: str, term: str) -> str:
@@ -412,7 +414,7 @@ def _select_measures(
             SELECT label, word, sort_array(collect_list(struct(doc_group, n, total))) AS doc_groups
             FROM (
                 SELECT label, word, doc_group, sum(n_occurrences) AS n, CAST(sum(score_sum) AS {_DIFFERENCE}) AS total
-                FROM {_from_sums(tables, plan, corpus, explain_keys, unit)} GROUP BY label, word, doc_group
+                FROM {select_sums(tables, plan, corpus, explain_keys, unit)} GROUP BY label, word, doc_group
             ) GROUP BY label, word
         ), means AS (
             SELECT *, CAST(score_sum AS DOUBLE) / n_occurrences AS score_mean,
@@ -430,7 +432,7 @@ def _select_measures(
         SELECT label, word, n_selected, n_documents, n_occurrences, score_mean,
             sqrt(greatest(score_square_sum / n_occurrences - score_mean * score_mean, 0D)) AS score_deviation,
             sqrt(split_variance) AS score_std, sqrt((1D / n_selected + {ratio}) * split_variance) AS score_error,
-            {_T_QUANTILE}D * sqrt({JACKKNIFE_GROUPS - 1}D / {JACKKNIFE_GROUPS}
+            {T_QUANTILE}D * sqrt({JACKKNIFE_GROUPS - 1}D / {JACKKNIFE_GROUPS}
                 * ({_sum("left_out", "power(x - centre, 2)")} + n_without * power(score_mean - centre, 2))) AS half_width
         FROM centres"""
 
@@ -459,7 +461,7 @@ def _select_documents(
         return f"""
             SELECT array(label) AS labels, array_distinct(flatten(collect_list({words}))) AS words
             FROM {tables.name("explanations")}
-            WHERE {_scope(corpus, explain_keys)} AND {counts}
+            WHERE {where_explained(corpus, explain_keys)} AND {counts}
             GROUP BY doc_id, label"""
     known, words = "words", "array_distinct(words)"
     if published:

@@ -13,11 +13,12 @@ from lexplain.tables import quote_text
 from lexplain.terminal import format_cell, print_keywords, print_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
     from lexplain.evaluation import Figure
+    from lexplain.keyword_quality import QualityFigure
     from lexplain.pipeline import Run
 
 BETTER_LOW = ("sufficiency", "log_odds")
@@ -128,6 +129,40 @@ def _format_figure(figure: Figure) -> str:
         return shown
     better = figure.over_random_high < 0 if figure.metric in BETTER_LOW else figure.over_random_low > 0
     return shown if better else f"[{shown}]"
+
+
+_LIST_METRICS = (
+    "keyword_distinctiveness", "coverage", "cross_coverage", "coverage_distinctiveness", "halves_of_documents",
+    "halves_of_splits",
+)  # fmt: skip
+
+
+def show_quality(console: Console, quality: Mapping[str, Sequence[QualityFigure]]) -> None:
+    """Print what the keyword lists of each method are worth, means over classes, a method a line."""
+    subsets = {figure.subset for figures in quality.values() for figure in figures}
+    subset = "TP" if "TP" in subsets else "P"
+    rows = []
+    for method, figures in quality.items():
+        means = {each.metric: each for each in figures if each.label is None and each.subset in (None, subset)}
+        if means:
+            rows.append((method, *(_format_quality(means.get(metric)) for metric in _LIST_METRICS)))
+        else:
+            console.print(f"{escape(method)}: no keyword was kept, so nothing is told of its lists", soft_wrap=True)
+    if not rows:
+        return
+    print_rows(console, ["method", *(metric.replace("_", " ") for metric in _LIST_METRICS)], rows)
+    of = "predicted and gold" if subset == "TP" else "predicted"
+    console.print(
+        f"Keyword lists, means over classes; documents stand for labels that are {of}. Low cross coverage is good, else high "
+        "is; halves: rank-biased overlap, smallest and largest of five halvings."
+    )
+
+
+def _format_quality(figure: QualityFigure | None) -> str:
+    if figure is None:
+        return ""
+    interval = "" if figure.ci_low is None else f" {figure.ci_low:.3f}..{figure.ci_high:.3f}"
+    return f"{figure.value:.3f}{interval}"
 
 
 def show_place(console: Console, run: Run) -> None:

@@ -111,6 +111,7 @@ class Evaluation:
             values[points] = seen
 
         self.visit(rows[owners], self._line(rows[owners], alphas[owners]), see, share=alphas[owners], gradients=False)
+        self._mark_twins(rows, owners[place_of])
         return values[place_of]
 
     def directional(self, rows: Tensor, alphas: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,18 +125,18 @@ class Evaluation:
         def see(places: Tensor, seen: Tensor, gradients: Tensor | None) -> None:
             assert gradients is not None  # they were asked for
             length = gradients.shape[1]
-            counts = np.diff(starts)[places.cpu().numpy()]
-            points = torch.from_numpy(
-                np.concatenate([wanted[starts[each] : starts[each + 1]] for each in places.tolist()])
-            )
-            source = torch.arange(len(counts)).repeat_interleave(torch.from_numpy(counts)).to(values.device)
-            row = rows[points].to(values.device)
-            points = points.to(values.device)
-            line = inputs.x[row, :length] - inputs.baseline[row, :length]
-            values[points] = seen[source]
-            derivatives[points, :length] = (line * gradients[source]).sum(-1, dtype=torch.float64)
+            most = max(1, self._budget.tokens // length)
+            for gradient, value, place in zip(gradients, seen, places.tolist(), strict=True):
+                # a baseline's many rows in parts: together they may need more memory than a pass of the model
+                mine = torch.from_numpy(wanted[starts[place] : starts[place + 1]])
+                for points in torch.split(mine, most):
+                    row = rows[points].to(values.device)
+                    line = inputs.x[row, :length] - inputs.baseline[row, :length]
+                    values[points.to(values.device)] = value
+                    derivatives[points.to(values.device), :length] = (line * gradient).sum(-1, dtype=torch.float64)
 
         self.visit(rows[owners], self._line(rows[owners], alphas[owners]), see, share=alphas[owners])
+        self._mark_twins(rows, owners[place_of])
         return values, derivatives
 
     def visit(
@@ -243,8 +244,15 @@ class Evaluation:
         Texts of equal length have one baseline: at alpha 0 rows with the same target share a point.
         """
         at_baseline = (alphas == 0).numpy()
+        if not at_baseline.any():
+            return np.arange(len(rows)), np.arange(len(rows))
         keys = np.where(at_baseline, -1 - self._twins[rows.numpy()], np.arange(len(rows)))
         return np.unique(keys, return_index=True, return_inverse=True)[1:]
+
+    def _mark_twins(self, rows: Tensor, owners: NDArray[np.int64]) -> None:
+        """Mark the rows of points whose own place belongs to a row that does not fit the memory."""
+        lost = np.isin(rows.numpy()[owners], list(self.unfit))
+        self.unfit.update(rows.numpy()[lost].tolist())
 
     @cached_property
     def _twins(self) -> NDArray[np.int64]:

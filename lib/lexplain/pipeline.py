@@ -192,7 +192,22 @@ class Run:
                 "the table explanations"
             )
             return None
-        labelled = self._labelled()
+        key, labelled = self.rank_words(), self._labelled()
+        self.record |= {
+            "keyword_key": key,
+            "explain_keys": keys,
+            "labelled_snapshot": None if labelled is None else labelled.version,
+            "evidence": describe_evidence(self.plan) | {"increments": self.corpus.increments},
+        }
+        return key
+
+    def rank_words(self) -> str:
+        """Make the keyword tables without making them the run's: the views go on showing what they showed.
+
+        Returns:
+            Their keyword_key.
+        """
+        keys, labelled = [model.explain_key for model in self.models], self._labelled()
         key = keyword_key(self.plan, keys, self.corpus.version, None if labelled is None else labelled.version)
         units = self._list_units()
         self.progress.start("aggregate", len(units), "tables")
@@ -205,12 +220,6 @@ class Run:
                 signed=self.signed, unit=unit,
             )  # fmt: skip
             self.progress.advance(1)
-        self.record |= {
-            "keyword_key": key,
-            "explain_keys": keys,
-            "labelled_snapshot": None if labelled is None else labelled.version,
-            "evidence": describe_evidence(self.plan) | {"increments": self.corpus.increments},
-        }
         self.progress.finish("keyword table ready" if len(units) == 1 else "keyword and keyphrase tables ready")
         return key
 

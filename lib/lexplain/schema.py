@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lexplain.evidence import NORMALISED_SCORE, is_evidence, select_best_words
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Raised by every change of a table's columns or constraints."""
 
 OLDEST_VERSION = 3
@@ -234,7 +234,7 @@ TABLES: dict[str, Table] = {
             "calibrations",
             "Where on the path a model's gradient moves, fitted to a sample of the corpus; made once, then kept",
             (
-                ("calibration_key", "STRING", "model, corpus, method, baseline, precision and window size"),
+                ("calibration_key", "STRING", "model, corpus, method, baseline, precision and windows"),
                 ("model_digest", "STRING", "SHA-256 of the model"),
                 ("corpus_key", "STRING", "source that the sample was drawn from"),
                 ("n_documents", "BIGINT", "documents that the model had to explain then"),
@@ -401,6 +401,39 @@ TABLES: dict[str, Table] = {
             cluster=("evaluation_key",),
         ),
         Table(
+            "keyword_quality",
+            "One row a method, metric, subset and label of an evaluation: the keyword lists that come of the same documents",
+            (
+                ("evaluation_key", "STRING", "plan name, explanations and corpus"),
+                ("name", "STRING", "the plan's name"),
+                ("measured_at", "TIMESTAMP", "when the figures were written"),
+                ("keyword_key", "STRING", "the lists, in keywords; null for tf-idf, whose lists are not kept"),
+                ("method", "STRING", "as it was asked for: name, or name:preset; tf-idf: lists made without a model"),
+                (
+                    "metric",
+                    "STRING",
+                    "keyword_distinctiveness, coverage, coverage_micro, coverage_distinctiveness, halves_of_documents,"
+                    " halves_of_splits (high is good; halves also as _jaccard), cross_coverage (low is good)",
+                ),
+                (
+                    "subset",
+                    "STRING",
+                    "labels that documents stand for: TP predicted and gold, TL gold, P predicted; null: no documents",
+                ),
+                ("label", "STRING", "class; null for the mean over classes"),
+                ("value", "DOUBLE", "the figure"),
+                (
+                    "ci_low",
+                    "DOUBLE",
+                    "95 % interval, jackknife over 20 groups of documents; of halves the smallest of five",
+                ),
+                ("ci_high", "DOUBLE", "its upper end; of halves the largest"),
+                ("n_documents", "BIGINT", "documents it is the mean of; null for figures of lists alone"),
+            ),
+            {"interval_holds_value": "ci_low <= value + 1e-9 AND value <= ci_high + 1e-9"},
+            cluster=("evaluation_key",),
+        ),
+        Table(
             "runs",
             "One row a run",
             (
@@ -471,6 +504,11 @@ VIEWS: dict[str, tuple[str, str]] = {
         "figures of each plan name's latest evaluation",
         "SELECT * EXCEPT (recency) FROM (SELECT *, dense_rank() OVER (PARTITION BY name ORDER BY measured_at DESC, evaluation_key)"
         " AS recency FROM {faithfulness}) WHERE recency = 1",
+    ),
+    "keyword_quality_current": (
+        "keyword lists of each plan name's latest evaluation",
+        "SELECT * EXCEPT (recency) FROM (SELECT *, dense_rank() OVER (PARTITION BY name ORDER BY measured_at DESC, evaluation_key)"
+        " AS recency FROM {keyword_quality}) WHERE recency = 1",
     ),
     "keyword_evidence": (
         "for each keyword the occurrences that its score is the mean of: documents and character spans",

@@ -18,9 +18,9 @@ from lexplain.calibration import (
     Calibration,
     SampledPath,
     fit_calibration,
-    weigh_nodes,
 )
 from lexplain.errors import MethodError
+from lexplain.methods.paths import weigh_nodes
 
 VOCABULARY = tuple(f"word{number}" for number in range(12))
 
@@ -148,7 +148,7 @@ def test_too_few_documents_are_refused() -> None:
 
 
 def test_a_rule_of_another_size_is_refused(calibration: Calibration) -> None:
-    with pytest.raises(MethodError, match=r"nodes=17 .* nodes: 1 to 16"):
+    with pytest.raises(MethodError, match=r"nodes=17 .* nodes: 2 to 16"):
         calibration.rule(17)
 
 

@@ -27,6 +27,8 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("integrated_gradients", {}), ("integrated_gradients", {"rule": "midpoint", "nodes": 9}), ("saliency", {}), ("lrp", {}),
     ("smoothgrad", {"samples": 4}), ("occlusion", {}), ("random", {}), ("marc", {"steps": 20}),
     ("discretized_integrated_gradients", {"steps": 5, "neighbours": 6}), ("sequential_integrated_gradients", {"nodes": 4}),
+    ("uniform_discretized_integrated_gradients", {"steps": 5, "neighbours": 6}),
+    ("captum.layer_integrated_gradients", {}), ("captum.gradient_shap", {}),
 ]  # fmt: skip
 
 

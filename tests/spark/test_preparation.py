@@ -63,7 +63,8 @@ def calibrations(run: Run) -> list[Row]:
 def test_explanations_need_no_calibration(adaptive: Run) -> None:
     rows = explanations(adaptive)
     assert len(rows) == 450
-    assert min(row["evaluations"] for row in rows) == 6
+    assert min(row["evaluations"] for row in rows) == 7
+    assert np.mean([row["evaluations"] for row in rows]) < 16
     assert {row["accuracy"] for row in rows} == {"document"}
     assert not calibrations(adaptive)
     for row in rows[:50]:

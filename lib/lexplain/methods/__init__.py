@@ -223,7 +223,7 @@ class Attribution:
             evaluations: Points at which a gradient was taken, of every row or (B,) of each.
 
         Note:
-            Runs on: executor. Cost: one forward pass a row, for F(baseline).
+            Runs on: executor. Cost: one forward pass a row, for F(baseline); rows of equal length and target share it.
         """
         import torch
 
@@ -264,7 +264,7 @@ class Attribution:
 
 
 def score_baselines(evaluate: Evaluate, inputs: Inputs) -> Tensor:
-    """Return F(baseline) of all rows, (B,) float64; one forward pass a row."""
+    """Return F(baseline) of all rows, (B,) float64; one forward pass a row, which those of equal length and target share."""
     import torch
 
     return evaluate.logits(torch.arange(len(inputs.x)), torch.zeros(len(inputs.x), dtype=torch.float64))

@@ -11,13 +11,14 @@ from lexplain.attribution import ExplainedModel, Progress
 from lexplain.corpus import Staged
 from lexplain.plan import FindMethod, Plan
 from lexplain.preparation.anchors import prepare_anchors
-from lexplain.preparation.calibrations import calibrate_models, find_calibrations
+from lexplain.preparation.calibrations import calibrate_models
 from lexplain.preparation.neighbours import find_neighbours, index_neighbours
 from lexplain.tables import Tables
 
 _MAKERS = {"calibration": calibrate_models, "anchors": prepare_anchors, "neighbours": index_neighbours}
-# What is not found is made, or done without: paths are known by the models' embeddings, which only a run opens.
-_FINDERS = {"calibration": find_calibrations, "neighbours": find_neighbours}
+# What `explain(text)` needs of an earlier run. It is accurate for its document, and needs no calibration; paths are known by
+# the models' embeddings, which only a run opens.
+_FINDERS = {"neighbours": find_neighbours}
 
 
 def find_prepared(

@@ -37,15 +37,6 @@ if TYPE_CHECKING:
 _TASK_DOCUMENTS = 12
 
 
-def find_calibrations(
-    tables: Tables, plan: Plan, find_method: FindMethod, models: Sequence[ExplainedModel]
-) -> list[ExplainedModel]:
-    """Return the models with their calibrations, as far as there are any."""
-    keys = {model.digest: calibration_key(plan, find_method, model.digest) for model in models}
-    found = _read_calibrations(tables, list(keys.values()))
-    return [replace(model, prepared=found.get(keys[model.digest])) for model in models]
-
-
 def _read_calibrations(tables: Tables, keys: Sequence[str]) -> dict[str, str]:
     rows = tables.read("calibrations").where(f"calibration_key IN ({quote_list(keys)})")
     return {
@@ -90,7 +81,8 @@ def calibrate_models(
             _commit(tables, keys[model.digest], model, corpus, count, calibration)
             progress.advance(1)
         progress.finish(f"{len(missing)} models")
-    return find_calibrations(tables, plan, find_method, models)
+        there = _read_calibrations(tables, list(keys.values()))
+    return [replace(model, prepared=there[keys[model.digest]]) for model in models]
 
 
 def _count_owed(tables: Tables, corpus: Staged, models: Sequence[ExplainedModel]) -> dict[str, int]:
