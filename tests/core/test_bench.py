@@ -14,6 +14,7 @@ from bench.attribution import Figures, MatrixCost, count_work, find_references, 
 from bench.contenders import Run, Scores, run_captum_batched, run_captum_loop, run_lexplain
 from core.models import TEXTS, Shelf
 from lexplain.classifier import Classifier
+from lexplain.methods import find_method
 
 MAX_TOKENS, LABELS = 24, 2
 
@@ -147,7 +148,7 @@ def test_terms_that_are_switched_off_change_masks(shelf: Shelf) -> None:
 
 
 def test_a_spline_stands_in_for_the_model(shelf: Shelf) -> None:
-    """Rules come to the scores, and to the evaluations, that they come to on the model itself."""
+    """Paths end where they end on the model itself, and rules spend on them what they spend there."""
     classifier = shelf.classifier("bert")
     sampled = tolerance.sample_paths(classifier, TEXTS, "mask", MAX_TOKENS, 129)
     paths = [tolerance.SplinePath(each) for each in sampled]
@@ -156,6 +157,10 @@ def test_a_spline_stands_in_for_the_model(shelf: Shelf) -> None:
     assert (exact["evaluations"], exact["converged"]) == (200, 1)
     adaptive = tolerance.measure(paths, {"rule": "adaptive", "tolerance": 0.02})
     assert 0 < adaptive["error median"] <= adaptive["error max"] <= 0.04
-    outcomes = run_lexplain(classifier, MAX_TOKENS, {"rule": "gauss_legendre", "nodes": 200})(TEXTS, 1)
+    on_model = bars.explain_all(
+        bars.make_explainer(classifier, find_method("integrated_gradients"), MAX_TOKENS, tolerance=0.02), TEXTS
+    )
+    assert adaptive["evaluations"] == pytest.approx(np.mean([each.evaluations for each in on_model]), abs=0.5)
     sums = sorted(float(path.scores.sum()) for path in paths)
-    assert sums == pytest.approx(sorted(float(each[0].values.sum()) for each in outcomes), abs=1e-4)
+    assert sums == pytest.approx(sorted(each.target_score - each.baseline_score for each in on_model), abs=1e-3)
+    assert all(0 < path.sampling_error < 0.01 for path in paths)
