@@ -489,7 +489,7 @@ def register_explain(
 ) -> None:
     """Register the SQL function `explain(text)`: the attribution stage's kernel as an iterator pandas UDF.
 
-    Whatever the plan's accuracy, each explanation is within its tolerance: it is made to be read. It takes a string or
+    Whatever the plan's accuracy, each explanation is made at document accuracy: it is made to be read. It takes a string or
     binary column and returns `EXPLAIN_TYPE`: status, reason, and for each predicted label the
     words with their scores. Device, model cache, batching and rejection rules are the stage's own.
 

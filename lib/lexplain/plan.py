@@ -142,7 +142,7 @@ class MethodChoice:
     preset: str | None = setting(None, says="a named set of options of the method; options written out win")
     options: Mapping[str, Any] = setting(dict, says="options of the method")
     accuracy: Literal["document", "keywords"] = setting(
-        "document", says="document: each explanation within its tolerance; keywords: a few calibrated points, for class"
+        "document", says="document: points until an explanation is within its tolerance; keywords: a few calibrated ones, for class"
         " tables over large corpora",
     )  # fmt: skip
     top_k: int | None = setting(

@@ -430,7 +430,7 @@ TABLES: dict[str, Table] = {
                 ("ci_high", "DOUBLE", "its upper end; of halves the largest"),
                 ("n_documents", "BIGINT", "documents it is the mean of; null for figures of lists alone"),
             ),
-            {"interval_holds_value": "ci_low <= value + 1e-9 AND value <= ci_high + 1e-9"},
+            {"interval_holds_value": "ci_low IS NULL OR (ci_low <= value + 1e-9 AND value <= ci_high + 1e-9)"},
             cluster=("evaluation_key",),
         ),
         Table(

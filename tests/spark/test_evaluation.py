@@ -98,6 +98,21 @@ def test_words_that_decide_are_found_by_signed_methods(first: Tables) -> None:
     assert found["random", "marc-2023"]["over_random"] is None
 
 
+def test_lists_of_each_method_are_told_and_shown_to_nobody_else(first: Tables) -> None:
+    """Figures are of the tables that they name; what people query by plan names shows no list of an evaluation."""
+    figures = first.spark.sql("SELECT * FROM keyword_quality_current").toArrow().to_pandas()
+    words = {"election", "striker", "bank"}
+    for method, mine in figures[figures.method != "tf-idf"].groupby("method"):
+        keywords = read(first, "keywords")
+        kept = keywords[(keywords.keyword_key == mine.keyword_key.iloc[0]) & keywords.kept]
+        assert set(mine[mine.metric == "keyword_distinctiveness"].label.dropna()) == set(kept.label)
+        if method == "integrated_gradients":
+            assert words <= set(kept[kept["rank"] == 1].word)
+    assert {"integrated_gradients", "lrp:attnlrp-2024"} <= set(figures.method)
+    assert {"coverage", "cross_coverage", "halves_of_documents", "halves_of_splits"} <= set(figures.metric)
+    assert first.spark.sql("SELECT * FROM keywords_current").count() == 0
+
+
 def test_the_same_command_makes_nothing_anew(first: Tables, plan: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = first.versions()
     code, printed = evaluate(plan, "--methods", METHODS, "--documents", "40", capfd=capfd)
@@ -105,11 +120,20 @@ def test_the_same_command_makes_nothing_anew(first: Tables, plan: Path, capfd: p
     assert numbers(printed, "explanations measured now") == [0, 0, 0, 0]
     assert numbers(printed, "made now") == [0, 0, 0, 0]
     after = first.versions()
-    assert {name for name in before if after[name] != before[name]} <= {"runs", "faithfulness"}
-    board = [line.split("\t") for line in printed.splitlines() if "\t" in line]
+    assert {name for name in before if after[name] != before[name]} <= {"runs", "faithfulness", "keyword_quality"}
+    lines = [line.split("\t") for line in printed.splitlines() if "\t" in line]
+    board, lists = lines[:5], lines[5:]
     assert board[0][:2] == ["method", "comprehensiveness dig-2021"]
-    assert {line[0] for line in board[1:]} == {"integrated_gradients", "lrp:attnlrp-2024", "random", "gradient_x_input"}
-    assert first.read("faithfulness").select("evaluation_key").distinct().count() == 1
+    names = {"integrated_gradients", "lrp:attnlrp-2024", "random", "gradient_x_input"}
+    assert {line[0] for line in board[1:]} == names
+    assert lists[0][:3] == ["method", "keyword distinctiveness", "coverage"]
+    assert (
+        {line[0] for line in lists[1:]}
+        == {row["method"] for row in first.read("keyword_quality").collect()}
+        <= {*names, "tf-idf"}
+    )
+    for table in ("faithfulness", "keyword_quality"):
+        assert first.read(table).select("evaluation_key").distinct().count() == 1
 
 
 def test_what_is_lost_is_measured_again(first: Tables, plan: Path, capfd: pytest.CaptureFixture[str]) -> None:

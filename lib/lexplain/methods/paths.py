@@ -36,7 +36,7 @@ _SMALLEST_NORM = 1e-3
 # How many times the points a row may have under `unconverged: more`.
 _MORE = 4
 # Points of a document of a fine-tuned classifier: at the default tolerance, and for keywords.
-_TYPICAL_NODES, _TYPICAL_CALIBRATED_NODES = 12, 4
+_TYPICAL_NODES, _TYPICAL_CALIBRATED_NODES = 13, 4
 
 
 @lru_cache(maxsize=64)
