@@ -201,7 +201,7 @@ class Classifier:
         """
         if max_tokens > self.max_tokens:
             raise ModelError(
-                f"max_tokens={max_tokens} must be at most {self.max_tokens}, the positions of this model. "
+                f"max_tokens={max_tokens} must be at most {self.max_tokens}, the tokens that this model takes. "
                 f"Every longer text would have failed inside the model. Write max_tokens: {self.max_tokens}."
             )
         capacity = max_tokens - self._special_tokens

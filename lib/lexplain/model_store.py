@@ -225,10 +225,10 @@ def check_folder(field: str, folder: str, *, max_tokens: int, explained: bool, a
     yield from _check_files(field, folder, files, allow_pickle=allow_pickle and explained)
     if explained:
         yield from _check_classifier(field, folder, config)
-    positions = _count_positions(config)
-    if positions is not None and max_tokens > positions:
-        yield Problem("text.max_tokens", max_tokens, f"must be at most {positions}, the positions of {field}={folder!r}",
-                      "Every longer text would have failed inside the model", f"Write max_tokens: {positions}")  # fmt: skip
+    most = _count_tokens(files, config)
+    if most is not None and max_tokens > most:
+        yield Problem("text.max_tokens", max_tokens, f"must be at most {most}, the tokens that {field}={folder!r} takes",
+                      "Every longer text would have failed inside the model", f"Write max_tokens: {most}")  # fmt: skip
 
 
 def _open_folder(folder: str) -> tuple[Mapping[str, str], dict[str, Any]]:
@@ -295,11 +295,15 @@ def _check_classifier(field: str, folder: str, config: Mapping[str, Any]) -> Ite
                       "Write id2label with different names for 0, 1, ...")  # fmt: skip
 
 
-def _count_positions(config: Mapping[str, Any]) -> int | None:
-    """Return how many tokens the model can take; None where its config does not say."""
+def _count_tokens(files: Mapping[str, str], config: Mapping[str, Any]) -> int | None:
+    """Return how many tokens the model can take; None where neither its config nor its tokenizer's says."""
     positions = config.get("max_position_embeddings")
     if not isinstance(positions, int) or positions <= 0:
-        return None
+        try:
+            most = json.loads(Path(files["tokenizer_config.json"]).read_bytes()).get("model_max_length")
+        except (KeyError, OSError, ValueError, AttributeError):  # loading the model tells more
+            return None
+        return most if isinstance(most, int) and 0 < most < 10**9 else None  # transformers writes 10^30 for no limit
     padding = config.get("pad_token_id", 1)
     offset = padding + 1 if config["model_type"] in _POSITIONS_AFTER_PADDING and isinstance(padding, int) else 0
     return positions - offset

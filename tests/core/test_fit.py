@@ -12,6 +12,7 @@ import yaml
 
 from core.models import FAMILIES, Shelf, save_trainable
 from core.test_gradients import explainer
+from lexplain.classifier import Classifier
 from lexplain.errors import MethodError, ModelError, PlanError
 from lexplain.methods import find_method
 from lexplain.plan import Plan
@@ -129,3 +130,18 @@ def test_a_choice_among_one_class_is_refused(shelf: Shelf, tmp_path: Path) -> No
     (folder / "config.json").write_text(json.dumps(config | {"problem_type": "single_label_classification"}))
     with pytest.raises(PlanError, match="has one class, and problem_type"):
         check(tmp_path, folder, "saliency", {})
+
+
+def test_a_textcnn_takes_as_many_tokens_as_its_tokenizer_says(shelf: Shelf, tmp_path: Path) -> None:
+    """Its config knows no positions."""
+    folder = tmp_path / "textcnn"
+    shutil.copytree(shelf.folder("textcnn"), folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": 20}))
+    with pytest.raises(PlanError) as caught:
+        check(tmp_path, folder, "saliency", {})
+    (problem,) = caught.value.problems
+    assert (problem.field, problem.value, problem.remedy) == ("text.max_tokens", 24, "Write max_tokens: 20")
+    assert Classifier.load(folder).max_tokens == 20
+    (folder / "tokenizer_config.json").write_text("[]")
+    check(tmp_path, folder, "saliency", {})
