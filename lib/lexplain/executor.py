@@ -322,9 +322,8 @@ def open_model(task: ExplainTask, model: ModelTask, device: str) -> Classifier:
 
     _quieten_libraries()
     torch.set_num_threads(task.threads)
-    torch.backends.cudnn.allow_tf32 = (
-        False  # convolutions would round float32 to 10 bits on a GPU, matrix products do not
-    )
+    # A GPU's convolutions would round float32 to 10 bits; its matrix products do not.
+    torch.backends.cudnn.allow_tf32 = False
     return MODELS.load(model, task, device)
 
 

@@ -97,7 +97,8 @@ def measure_quality(
     if not lists:
         return []
     sums = _collect_coverage(tables, plan, corpus, explain_keys, lists)
-    return [*_measure_distinctiveness(lists), *_measure_coverage(lists, sums), *_measure_halves(tables, plan, corpus, explain_keys, keyword_key)]  # fmt: skip
+    halves = _measure_halves(tables, plan, corpus, explain_keys, keyword_key)
+    return [*_measure_distinctiveness(lists), *_measure_coverage(lists, sums), *halves]
 
 
 def measure_tfidf(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str]) -> list[QualityFigure]:

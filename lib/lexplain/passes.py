@@ -124,16 +124,25 @@ class Evaluation:
 
         def see(places: Tensor, seen: Tensor, gradients: Tensor | None) -> None:
             assert gradients is not None  # they were asked for
-            length = gradients.shape[1]
+            length, first = gradients.shape[1], starts[places.cpu().numpy()]
+            counts = starts[places.cpu().numpy() + 1] - first
+
+            def take(points: NDArray[np.int64], gradient: Tensor, value: Tensor) -> None:
+                point = torch.from_numpy(points).to(values.device)
+                row = rows[points].to(values.device)
+                line = inputs.x[row, :length] - inputs.baseline[row, :length]
+                values[point] = value
+                derivatives[point, :length] = (line * gradient).sum(-1, dtype=torch.float64)
+
+            if (counts == 1).all():
+                take(wanted[first], gradients, seen)
+                return
             most = max(1, self._budget.tokens // length)
-            for gradient, value, place in zip(gradients, seen, places.tolist(), strict=True):
+            for number, count in enumerate(counts):
                 # a baseline's many rows in parts: together they may need more memory than a pass of the model
-                mine = torch.from_numpy(wanted[starts[place] : starts[place + 1]])
-                for points in torch.split(mine, most):
-                    row = rows[points].to(values.device)
-                    line = inputs.x[row, :length] - inputs.baseline[row, :length]
-                    values[points.to(values.device)] = value
-                    derivatives[points.to(values.device), :length] = (line * gradient).sum(-1, dtype=torch.float64)
+                for start in range(first[number], first[number] + count, most):
+                    stop = min(start + most, first[number] + count)
+                    take(wanted[start:stop], gradients[number], seen[number])
 
         self.visit(rows[owners], self._line(rows[owners], alphas[owners]), see, share=alphas[owners])
         self._mark_twins(rows, owners[place_of])
