@@ -122,10 +122,9 @@ class Calibration:
         for rule in self.rules:
             if len(rule.nodes) == nodes:
                 return rule
-        known = [len(rule.nodes) for rule in self.rules]
         raise MethodError(
             f"nodes={nodes} must be the size of a calibrated rule. No point would have been placed. Write nodes: "
-            f"2 to {known[-1]}."
+            f"2 to {len(self.rules[-1].nodes)}."
         )
 
     def to_json(self) -> str:

@@ -7,6 +7,7 @@ numbers, and the figures are made of them. Beside a method's lists stand those o
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -16,7 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lexplain.evidence import strip_word
-from lexplain.keywords import DOC_GROUP, JACKKNIFE_GROUPS, T_QUANTILE, WORDS, read_lists, select_sums, where_explained
+from lexplain.keywords import (
+    DOC_GROUP,
+    JACKKNIFE_GROUPS,
+    LETTER,
+    T_QUANTILE,
+    WORDS,
+    group_words,
+    read_lists,
+    select_sums,
+    where_explained,
+)
 from lexplain.overlap import jaccard, rank_biased_overlap
 from lexplain.tables import quote_list, quote_text
 
@@ -41,7 +52,6 @@ SUBSETS = {
 """Which labels a document stands for: predicted and gold; gold; predicted."""
 
 _HALVINGS = 5
-_LETTER = r"\p{L}"
 # As the published TF-IDF lists: document frequency, and the share of all documents above which a word says nothing.
 _TFIDF_MIN_DF = 10
 _TFIDF_MAX_SHARE = 0.5
@@ -103,10 +113,7 @@ def measure_quality(
 
 def measure_tfidf(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str]) -> list[QualityFigure]:
     """Return the figures of the lists that TF-IDF gives for the gold labels of the same documents; none without such."""
-    rows = tables.spark.sql(_select_tfidf(tables, corpus)).collect()
-    lists: dict[str, list[str]] = {}
-    for row in rows:
-        lists.setdefault(row["label"], []).append(row["word"])
+    lists = group_words(tables.spark.sql(_select_tfidf(tables, corpus)).collect())
     if not lists:
         return []
     sums = _collect_coverage(tables, plan, corpus, explain_keys, lists)
@@ -117,10 +124,7 @@ def measure_tfidf(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequ
 
 
 def _measure_distinctiveness(lists: Mapping[str, Sequence[str]]) -> list[QualityFigure]:
-    counts: dict[str, int] = {}
-    for words in lists.values():
-        for word in words:
-            counts[word] = counts.get(word, 0) + 1
+    counts = Counter(word for words in lists.values() for word in words)
     shares = {label: sum(counts[word] == 1 for word in words) / len(words) for label, words in lists.items()}
     figures = [QualityFigure("keyword_distinctiveness", None, label, share) for label, share in sorted(shares.items())]
     return [*figures, QualityFigure("keyword_distinctiveness", None, None, sum(shares.values()) / len(shares))]
@@ -333,7 +337,7 @@ def _select_halves(
             HAVING count(DISTINCT split) >= {least}[halving][side]
         ), allowed AS (
             SELECT label, word FROM {tables.name("keywords")} WHERE keyword_key = {quote_text(keyword_key)}
-            AND word RLIKE {quote_text(_LETTER)} AND coalesce(drop_reason, '') NOT IN ('document_frequency', 'max_classes')
+            AND word RLIKE {quote_text(LETTER)} AND coalesce(drop_reason, '') NOT IN ('document_frequency', 'max_classes')
         )
         SELECT * FROM (
             SELECT halving, side, label, word,
@@ -377,7 +381,7 @@ def _select_tfidf(tables: Tables, corpus: Staged) -> str:
         ), weights AS (
             SELECT word, ln((1 + (SELECT count(*) FROM documents)) / (1 + count(*))) + 1 AS idf
             FROM occurrences GROUP BY word
-            HAVING count(*) >= {_TFIDF_MIN_DF} AND word RLIKE {quote_text(_LETTER)}
+            HAVING count(*) >= {_TFIDF_MIN_DF} AND word RLIKE {quote_text(LETTER)}
                 AND count(*) <= {_TFIDF_MAX_SHARE}D * (SELECT max(n) FROM classes)
         ), weighed AS (
             SELECT explode(labels) AS label, word, idf / sqrt(sum(idf * idf) OVER (PARTITION BY doc_id)) AS weight

@@ -10,7 +10,7 @@ sorted arrays: a result is the same to the last digit whatever the order of rows
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
@@ -65,7 +65,7 @@ DOC_GROUP = f"CAST(conv(right(text_digest, 8), 16, 10) AS BIGINT) % {JACKKNIFE_G
 # scikit-learn's default `\b\w\w+\b`, a maximal run of two or more word characters.
 _VECTORIZER_WORD = r"[\p{L}\p{N}_]{2,}"
 
-_LETTER = r"\p{L}"
+LETTER = r"\p{L}"
 
 # One digit less than the sums have: a difference of DECIMAL(38,18) would lose its last decimal place.
 _DIFFERENCE = "DECIMAL(37,18)"
@@ -237,8 +237,13 @@ def compare_lists(
 def read_lists(tables: Tables, keyword_key: str, depth: int) -> dict[str, list[str]]:
     """Return the kept words of a keyword table to that rank, best first, by label."""
     rows = tables.read("keywords").where(f"keyword_key = {quote_text(keyword_key)} AND kept AND rank <= {depth:d}")
+    return group_words(rows.select("label", "word").orderBy("label", "rank").collect())
+
+
+def group_words(rows: Iterable[Row]) -> dict[str, list[str]]:
+    """Return the words of rows (label, word) by label, in their order."""
     lists: dict[str, list[str]] = {}
-    for row in rows.select("label", "word").orderBy("label", "rank").collect():
+    for row in rows:
         lists.setdefault(row["label"], []).append(row["word"])
     return lists
 
@@ -510,7 +515,7 @@ def _select_keywords(plan: Plan, keyword_key: str, n_splits: int, min_splits: in
                 (class.share - share_of_others) / class.share AS distinctiveness,
                 CASE WHEN n_selected < {min_splits:d} THEN 'selection_frequency'
                     WHEN coalesce(class.n, 0) <= {rules.min_df:d} THEN 'document_frequency'
-                    WHEN NOT word RLIKE {quote_text(_LETTER)} THEN 'no_letter' END AS broken
+                    WHEN NOT word RLIKE {quote_text(LETTER)} THEN 'no_letter' END AS broken
             FROM described
         ), spread AS (
             SELECT *, CASE WHEN broken IS NULL AND {max_classes} THEN 'max_classes' ELSE broken END AS broken_rule

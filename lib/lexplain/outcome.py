@@ -124,7 +124,7 @@ def show_leaderboard(console: Console, figures: Sequence[Figure]) -> None:
 
 
 def _format_figure(figure: Figure) -> str:
-    shown = f"{figure.value:.3f} {figure.ci_low:.3f}..{figure.ci_high:.3f}"
+    shown = _format_interval(figure)
     if figure.over_random_low is None or figure.over_random_high is None:
         return shown
     better = figure.over_random_high < 0 if figure.metric in BETTER_LOW else figure.over_random_low > 0
@@ -145,7 +145,9 @@ def show_quality(console: Console, quality: Mapping[str, Sequence[QualityFigure]
     for method, figures in quality.items():
         means = {each.metric: each for each in figures if each.label is None and each.subset in (None, subset)}
         if means:
-            rows.append((method, *(_format_quality(means.get(metric)) for metric in _LIST_METRICS)))
+            rows.append(
+                (method, *(_format_interval(means[metric]) if metric in means else "" for metric in _LIST_METRICS))
+            )
         else:
             console.print(f"{escape(method)}: no keyword was kept, so nothing is told of its lists", soft_wrap=True)
     if not rows:
@@ -158,9 +160,7 @@ def show_quality(console: Console, quality: Mapping[str, Sequence[QualityFigure]
     )
 
 
-def _format_quality(figure: QualityFigure | None) -> str:
-    if figure is None:
-        return ""
+def _format_interval(figure: Figure | QualityFigure) -> str:
     interval = "" if figure.ci_low is None else f" {figure.ci_low:.3f}..{figure.ci_high:.3f}"
     return f"{figure.value:.3f}{interval}"
 

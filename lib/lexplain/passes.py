@@ -124,8 +124,8 @@ class Evaluation:
 
         def see(places: Tensor, seen: Tensor, gradients: Tensor | None) -> None:
             assert gradients is not None  # they were asked for
-            length, first = gradients.shape[1], starts[places.cpu().numpy()]
-            counts = starts[places.cpu().numpy() + 1] - first
+            length, numbers = gradients.shape[1], places.cpu().numpy()
+            first, counts = starts[numbers], starts[numbers + 1] - starts[numbers]
 
             def take(points: NDArray[np.int64], gradient: Tensor, value: Tensor) -> None:
                 point = torch.from_numpy(points).to(values.device)

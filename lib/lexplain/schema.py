@@ -468,6 +468,14 @@ TABLES: dict[str, Table] = {
     )
 }
 
+
+def _select_latest(table: str) -> str:
+    return (
+        "SELECT * EXCEPT (recency) FROM (SELECT *, dense_rank() OVER (PARTITION BY name ORDER BY measured_at DESC, evaluation_key)"
+        f" AS recency FROM {{{table}}}) WHERE recency = 1"
+    )
+
+
 EVIDENCE_SQL = {
     "is_evidence": is_evidence("evidence"),
     "best_words": select_best_words("evidence"),
@@ -502,13 +510,11 @@ VIEWS: dict[str, tuple[str, str]] = {
     ),
     "faithfulness_current": (
         "figures of each plan name's latest evaluation",
-        "SELECT * EXCEPT (recency) FROM (SELECT *, dense_rank() OVER (PARTITION BY name ORDER BY measured_at DESC, evaluation_key)"
-        " AS recency FROM {faithfulness}) WHERE recency = 1",
+        _select_latest("faithfulness"),
     ),
     "keyword_quality_current": (
         "keyword lists of each plan name's latest evaluation",
-        "SELECT * EXCEPT (recency) FROM (SELECT *, dense_rank() OVER (PARTITION BY name ORDER BY measured_at DESC, evaluation_key)"
-        " AS recency FROM {keyword_quality}) WHERE recency = 1",
+        _select_latest("keyword_quality"),
     ),
     "keyword_evidence": (
         "for each keyword the occurrences that its score is the mean of: documents and character spans",

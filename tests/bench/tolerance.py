@@ -21,10 +21,9 @@ from torch import Tensor
 
 from bench.ablation import write_table
 from bench.attribution import add_cache, describe_run, measure_peak
-from bench.contenders import BUDGET_TOKENS
+from bench.bars import make_explainer
 from bench.methods import MODELS
 from lexplain.classifier import Classifier
-from lexplain.engine import Explainer
 from lexplain.finetune import quiet_transformers
 from lexplain.methods import Inputs, find_method
 from lexplain.methods.paths import integrated_gradients
@@ -73,10 +72,7 @@ def sample_paths(
     classifier: Classifier, texts: Sequence[str], baseline: str, max_tokens: int, nodes: int
 ) -> list[NDArray[np.float64]]:
     """Return the derivatives of each text at so many points, (nodes, tokens)."""
-    explainer = Explainer(
-        classifier, find_method("integrated_gradients"), {"baseline": baseline}, max_tokens=max_tokens, overlap=0,
-        max_windows=1, merge="sum", budget_tokens=BUDGET_TOKENS,
-    )  # fmt: skip
+    explainer = make_explainer(classifier, find_method("integrated_gradients"), max_tokens, baseline=baseline)
     found: list[NDArray[np.float64]] = []
     for start in range(0, len(texts), 20):
         paths = explainer.sample_paths(explainer.read_texts(texts[start : start + 20]), nodes)

@@ -214,8 +214,8 @@ def _choose_intervals(errors: NDArray[np.float64], tolerance: float, room: int) 
     if not _sum_errors(errors) > tolerance or not np.isfinite(errors).all() or room < 1:
         return np.zeros(0, dtype=np.int64)
     order = np.argsort(-errors, kind="stable")
-    rest = [_sum_errors(errors[order[count:]]) for count in range(1, len(order) + 1)]
-    needed = int(np.argmax(np.array(rest) <= tolerance)) + 1
+    rest = np.append(np.cumsum(errors[order[:0:-1]] ** _NORM)[::-1], 0.0)  # of all but the worst 1, 2, ...
+    needed = int(np.argmax(rest <= tolerance**_NORM)) + 1
     return order[: min(needed, room)]
 
 
