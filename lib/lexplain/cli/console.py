@@ -1,0 +1,114 @@
+"""What all commands share: a log, messages, exit codes, and the session that is stopped at the end."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from lexplain.errors import ExplainError, LimitError, PlanError, TableError
+from lexplain.plan import Plan
+from lexplain.terminal import divert_chatter, print_error
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+DONE, FAILED, BAD_PLAN, PARTLY_DONE = 0, 1, 2, 3
+
+PlanPath = Annotated[Path, typer.Argument(help="The plan, a YAML file.", metavar="PLAN.yaml")]
+
+
+@dataclass
+class Terminal:
+    """What a command works with: where it prints, where chatter goes, and the exit code that comes of it."""
+
+    console: Console
+    log_file: Path
+    exit_code: int = DONE
+    spark: SparkSession | None = None
+
+    def open_session(self, name: str) -> SparkSession:
+        """Return a session; one that was not there before is stopped with the command."""
+        from lexplain.session import has_session, open_session
+
+        ours = not has_session()
+        session = open_session(name)
+        self.spark = session if ours else None  # a platform's own session outlives the command
+        return session
+
+    def fail(self, error: BaseException, exit_code: int) -> None:
+        """Say what went wrong, and leave with this exit code."""
+        print_error(self.console, error, self.log_file)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def open_terminal(command: str, folder: Path | None) -> Iterator[Terminal]:
+    """Divert chatter to a log, turn errors into messages and exit codes, stop the session at the end."""
+    logs = (folder or Path(tempfile.gettempdir()) / f"lexplain-{os.getuid()}") / "logs"
+    log_file = logs / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}.log"
+    with ExitStack() as stack:
+        try:
+            console = stack.enter_context(divert_chatter(log_file))
+        except OSError as error:
+            raise refuse(name_unwritable(logs, error), FAILED) from None
+        state = Terminal(console, log_file)
+        try:
+            yield state
+        except PlanError as error:
+            state.fail(error, BAD_PLAN)
+        except LimitError as error:
+            state.fail(error, PARTLY_DONE)
+        except KeyboardInterrupt:
+            console.print("stopped. The same command goes on where it was.")
+            state.exit_code = FAILED
+        except Exception as error:
+            state.fail(error, FAILED)
+        finally:
+            if state.spark is not None:
+                from lexplain.session import stop_session
+
+                # After the message: an error of the JVM is read from the JVM.
+                stop_session(state.spark)
+    if state.exit_code:
+        raise typer.Exit(state.exit_code)
+
+
+def name_unwritable(folder: Path, error: OSError) -> TableError:
+    """Return the refusal of a folder that cannot be written."""
+    return TableError(
+        f"folder={str(folder)!r} cannot be made ({error.strerror}). Tables and log would have had no place. Write a folder "
+        "that you may write to."
+    )
+
+
+def refuse(error: ExplainError, exit_code: int) -> typer.Exit:
+    """Say on stderr why nothing was started, and return the exit to raise."""
+    say(str(error))
+    return typer.Exit(exit_code)
+
+
+def say(text: str) -> None:
+    """Print a text on stderr as it is."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False, emoji=False)
+
+
+def load_plan(path: Path) -> Plan:
+    """Return a checked plan; every problem of it is raised at once."""
+    from lexplain.methods import find_method
+
+    return Plan.load(path, find_method)
+
+
+def split_list(listed: str) -> list[str]:
+    """Return the parts of a list with commas between, each once."""
+    return list(dict.fromkeys(part.strip() for part in listed.split(",") if part.strip()))

@@ -1,0 +1,265 @@
+"""Commands that answer questions: SQL, two keyword tables beside each other, the methods, one text explained."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from lexplain.cli.console import BAD_PLAN, Terminal, open_terminal, refuse, say, split_list
+from lexplain.errors import DocumentError, ExplainError, MethodError, ModelError, TableError
+from lexplain.plan import Sink
+from lexplain.plan import Text as TextSettings
+from lexplain.terminal import print_explanation, print_methods, print_rows
+
+if TYPE_CHECKING:
+    from lexplain.engine import Explanation
+    from lexplain.methods import Method
+    from lexplain.tables import Tables
+
+# Of the text whose cost `lexplain methods` tells.
+_LISTED_TOKENS = 128
+
+TablesFolder = Annotated[Path, typer.Option("--tables", help="Folder of the tables: a plan's sink.path.")]
+
+
+def _open_tables(terminal: Terminal, folder: Path) -> Tables:
+    from lexplain.methods import find_method
+    from lexplain.pipeline import open_tables
+
+    if not (folder / "catalog.sql").is_file():  # before Spark starts
+        raise TableError(
+            f"--tables={str(folder)!r} holds no tables of lexplain. The query would have failed. Write a plan's sink.path."
+        )
+    return open_tables(terminal.open_session("lexplain"), Sink(path=str(folder.resolve())), find_method)
+
+
+def sql_command(query: str, tables: TablesFolder = Path("lexplain-demo/tables")) -> None:
+    """Query the tables of a folder with Spark SQL.
+
+    Example: lexplain sql "SELECT label, word, rank FROM keywords_current ORDER BY label, rank"
+    """
+    with open_terminal("sql", None) as terminal:
+        spark = _open_tables(terminal, tables).spark
+        result = spark.sql(query)
+        print_rows(terminal.console, result.columns, (tuple(row) for row in result.collect()))
+
+
+def compare_command(
+    first: Annotated[str, typer.Argument(help="Name of a plan, or a keyword_key.")],
+    second: Annotated[str, typer.Argument(help="Another one.")],
+    tables: TablesFolder = Path("lexplain-demo/tables"),
+) -> None:
+    """Compare two keyword tables class by class: rank-biased overlap (p = 0.9) and Jaccard."""
+    from lexplain.keywords import ListOverlap, compare_lists
+    from lexplain.tables import quote_text
+
+    with open_terminal("compare", None) as terminal:
+        opened = _open_tables(terminal, tables)
+        keys = []
+        for name in (first, second):
+            found = opened.spark.sql(
+                f"SELECT keyword_key FROM {opened.name('runs')} WHERE name = {quote_text(name)} AND keyword_key IS NOT NULL"
+                " ORDER BY finished_at DESC LIMIT 1"
+            ).collect()
+            found += opened.read("keywords").where(f"keyword_key = {quote_text(name)}").select("keyword_key").head(1)
+            if not found:
+                raise ExplainError(
+                    f"{name!r} names no keyword table in {str(tables)!r}. Nothing could be compared. Write a plan's name, or "
+                    "a keyword_key of the table keywords."
+                )
+            keys.append(found[0]["keyword_key"])
+        rows = compare_lists(opened, keys[0], keys[1])
+        print_rows(terminal.console, ListOverlap._fields, rows)
+
+
+def methods_command(
+    name: Annotated[
+        str | None, typer.Argument(help="Show this one with its options and presets.", metavar="NAME")
+    ] = None,
+) -> None:
+    """List the attribution methods: paper, cost, what they guarantee, which models they explain.
+
+    Example: lexplain methods integrated_gradients
+    """
+    from lexplain.methods import METHODS, find_method, list_refused
+    from lexplain.methods.papers import name_paper
+
+    console = Console(highlight=False, emoji=False)
+    if name is not None:
+        try:
+            _show_method(console, find_method(name))
+        except MethodError as error:
+            raise refuse(error, BAD_PLAN) from None
+        return
+    methods = sorted(METHODS.values(), key=lambda method: (method.package or "", method.id))
+    rows = [
+        (one.id, name_paper(one.cite), _format_cost(one), ", ".join(one.guarantees), _list_models(one))
+        for one in methods
+    ]
+    if console.is_terminal:
+        notes = [
+            f"cost: forward-equivalents of a text of {_LISTED_TOKENS} tokens at the defaults, a gradient counts 2; a "
+            "typical cost where the method decides when to stop."
+        ]
+        notes += [f"{one.id}: {one.note}." for one in methods if one.note]
+        notes += [f"{one.id}: pip install {' '.join(one.missing)}" for one in methods if one.missing]
+        notes += [f"{one.id}: from the package {one.package}." for one in methods if one.package]
+        print_methods(console, ("id", "paper", "cost", "guarantees", "models"), rows, notes)
+    else:
+        columns = ("id", "paper", "cost", "guarantees", "models", "note", "package")
+        print_rows(
+            console, columns, ((*row, one.note, one.package or "") for row, one in zip(rows, methods, strict=True))
+        )
+    for reason in list_refused():
+        say(reason)
+
+
+def _show_method(console: Console, method: Method) -> None:
+    from lexplain.methods.papers import name_paper
+
+    paper = name_paper(method.cite)
+    console.print(f"[bold]{escape(method.id)}[/bold]  {escape(paper)}")
+    about = (inspect.getdoc(method.function) or "").partition("\n\n")[0]
+    console.print(escape(" ".join(about.split())), soft_wrap=not console.is_terminal)
+    facts = {
+        "cost": f"{_format_cost(method)} forward-equivalents for {_LISTED_TOKENS} tokens at the defaults; a gradient counts 2",
+        "guarantees": ", ".join(method.guarantees), "models": _list_models(method), "needs": ", ".join(method.requires),
+        "package": method.package or "", "note": method.note,
+    }  # fmt: skip
+    console.print()
+    _print_pairs(console, {name: fact for name, fact in facts.items() if fact})
+    options = {}
+    for name, option in method.options.items():
+        limits = "" if option.range is None else f"; {option.range[0]:g} to {option.range[1]:g}"
+        options[name] = f"{json.dumps(option.default)}; {option.describe()}{limits}"
+    presets = {
+        name: ", ".join(f"{key}: {json.dumps(value)}" for key, value in values.items())
+        for name, values in method.presets.items()
+    }
+    for title, lines in (("options (default; what it takes; range)", options), ("presets", presets)):
+        if lines:
+            console.print(f"\n[bold]{title}[/bold]")
+            _print_pairs(console, lines)
+
+
+def _print_pairs(console: Console, pairs: Mapping[str, str]) -> None:
+    width = max(map(len, pairs))
+    for name, value in pairs.items():
+        console.print(f"  {escape(name):<{width}}  {escape(value)}", soft_wrap=not console.is_terminal)
+
+
+def _format_cost(method: Method) -> str:
+    cost = method.tell_cost({}, _LISTED_TOKENS)
+    return "unknown" if cost is None else f"{cost:.0f}"
+
+
+def _list_models(method: Method) -> str:
+    return ", ".join(method.models) or "any"
+
+
+def explain_command(
+    text: Annotated[str, typer.Argument(help="The text to explain.")],
+    model: Annotated[Path, typer.Option(help="Folder of the classifier, as save_pretrained() makes it.")],
+    methods: Annotated[
+        str, typer.Option(help="Ids or names, with commas between; NAME:PRESET for a preset.")
+    ] = "integrated_gradients",
+    label: Annotated[str | None, typer.Option(help="Explain this label, predicted or not.")] = None,
+    top: Annotated[int, typer.Option(help="Explain so many of the most probable labels.", min=1)] = 1,
+) -> None:
+    """Show which words make a classifier see a text as its label; starts no Spark.
+
+    Example: lexplain explain "The striker scored twice" --model my-model --methods integrated_gradients,lrp
+    """
+    with open_terminal("explain", None) as terminal:
+        try:
+            for title, signed, explanation in _explain_text(text, model, methods, label, top):
+                words = [(word.start, word.end, score) for word, score in explanation.words]
+                sure = explanation.probability
+                said = f"{title}  {explanation.label}  " + (
+                    f"output {explanation.target_score:.3f}" if sure is None else f"probability {sure:.3f}"
+                )
+                print_explanation(terminal.console, said, text, words, signed=signed)
+        except (MethodError, ModelError, DocumentError) as error:
+            terminal.fail(error, BAD_PLAN)
+
+
+def _explain_text(
+    text: str, folder: Path, methods: str, label: str | None, top: int
+) -> Iterator[tuple[str, bool, Explanation]]:
+    """Yield a title, whether scores have a sign, and an explanation for each method and label.
+
+    Every refusal is raised at once, before the first.
+    """
+    from lexplain.classifier import Classifier
+    from lexplain.engine import Explainer, Rejection
+    from lexplain.executor import choose_budget, choose_device, decode_document
+
+    if label is not None and top > 1:
+        raise ModelError(
+            f"label={label!r} and top={top} exclude each other. The one label would have been shown. Leave out one of them."
+        )
+    settings = TextSettings()
+    decode_document(text, settings.max_characters)
+    chosen = _choose_methods(methods)
+    device = choose_device("auto", [], local_partition=0)
+    classifier = Classifier.load(folder, device=device)
+    max_tokens = min(settings.max_tokens, classifier.max_tokens)
+    explainers, refused = [], []
+    for method, options, title in chosen:
+        try:
+            explainers.append((title, method.is_signed(options), Explainer(
+                classifier, method, options, max_tokens=max_tokens, overlap=min(settings.overlap, max_tokens // 8),
+                max_windows=settings.max_windows, merge=settings.merge, budget_tokens=choose_budget(device), top_k=top, label=label,
+            )))  # fmt: skip
+        except ModelError as error:
+            refused.append(str(error))
+    if refused:
+        raise ModelError("\n".join(dict.fromkeys(refused)))
+    for title, signed, explainer in explainers:
+        outcome = explainer.explain([text])[0]
+        if isinstance(outcome, Rejection):
+            raise DocumentError(outcome.reason, outcome.message)
+        yield from ((title, signed, explanation) for explanation in outcome)
+
+
+def _choose_methods(listed: str) -> list[tuple[Method, Mapping[str, object], str]]:
+    """Return method, options and title of each `NAME` or `NAME:PRESET`."""
+    from lexplain.methods import find_method
+
+    chosen, refused = [], []
+    for asked in split_list(listed):
+        name, _, preset = asked.partition(":")
+        try:
+            method = find_method(name)
+        except MethodError as error:
+            refused.append(str(error))
+            continue
+        if preset and preset not in method.presets:
+            known = ", ".join(method.presets)
+            refused.append(
+                f"preset={preset!r} is no preset of {method.id}. It would have run with its defaults. "
+                f"Write {f'one of {known}' if known else name}."
+            )
+            continue
+        if method.prepares(method.complete_options(method.presets.get(preset, {}))) == "neighbours":
+            refused.append(
+                f"method={method.id!r} compares a text with other documents, and there are none here. It would have "
+                f"explained nothing. Write smoothgrad, or a plan with {method.name}."
+            )
+            continue
+        promises = (
+            "" if method.is_signed(method.presets.get(preset, {})) else "  (no sign: how much, not for or against)"
+        )
+        chosen.append(
+            (method, method.presets.get(preset, {}), f"{method.id}{f' {preset}' if preset else ''}{promises}")
+        )
+    if refused:
+        raise MethodError("\n".join(refused))
+    return chosen

@@ -1,0 +1,133 @@
+"""Commands that run the stages of a plan: fine-tune, attribute, aggregate, evaluate; and the demo."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from lexplain.cli.console import (
+    BAD_PLAN,
+    FAILED,
+    PlanPath,
+    load_plan,
+    name_unwritable,
+    open_terminal,
+    refuse,
+    split_list,
+)
+from lexplain.errors import ExplainError, PlanError
+from lexplain.outcome import show_keywords, show_leaderboard, show_place, show_quality
+from lexplain.terminal import StageProgress, format_seconds
+
+if TYPE_CHECKING:
+    from lexplain.pipeline import Run
+
+
+def run_stages(path: Path, command: str, stages: Callable[[Run], str | None]) -> None:
+    """Open a plan's run, do some of its stages, and show the keywords if a table came of it."""
+    from lexplain.methods import find_method
+    from lexplain.pipeline import open_run
+
+    try:
+        plan = load_plan(path)
+    except PlanError as error:
+        raise refuse(error, BAD_PLAN) from None
+    sink = None if plan.sink.path is None else Path(plan.sink.path)
+    with open_terminal(command, sink) as terminal:
+        console = terminal.console
+        console.print(f"[bold]lexplain[/bold] {escape(command)} {escape(plan.name)}")
+        console.print(f"[dim]log: {escape(str(terminal.log_file))}[/dim]")
+        started = time.monotonic()
+        progress = StageProgress(console)
+        try:
+            spark = terminal.open_session(f"lexplain {plan.name}")
+            seconds = format_seconds(time.monotonic() - started)
+            console.print(f"[green]✓[/green] {'start Spark':<14} {spark.version} with Delta [dim]({seconds})[/dim]")
+            with open_run(spark, plan, find_method, progress) as run:
+                key = stages(run)
+                run.finish("finished")
+            progress.close()
+            # After the run is closed: a reader that goes away must not turn it into a failed one.
+            if key is not None:
+                show_keywords(console, run, key)
+                show_place(console, run)
+        finally:
+            progress.close()
+
+
+def _run(run: Run) -> str | None:
+    run.read_sources()
+    run.fine_tune()
+    run.attribute()
+    return run.aggregate()
+
+
+def run_command(plan: PlanPath) -> None:
+    """Run a plan: fine-tune, attribute, aggregate. Skips what is there already.
+
+    Example: lexplain run plan.yaml
+    """
+    run_stages(plan, "run", _run)
+
+
+def fine_tune_command(plan: PlanPath) -> None:
+    """Fine-tune the plan's base model on its random splits."""
+    run_stages(plan, "fine-tune", lambda run: run.fine_tune())
+
+
+def attribute_command(plan: PlanPath) -> None:
+    """Explain the corpus with the fine-tuned models."""
+    run_stages(plan, "attribute", lambda run: run.attribute())
+
+
+def aggregate_command(plan: PlanPath) -> None:
+    """Make the keyword table from the explanations."""
+    run_stages(plan, "aggregate", lambda run: run.aggregate())
+
+
+def evaluate_command(
+    plan: PlanPath,
+    methods: Annotated[str, typer.Option(help="Ids or names, with commas between; NAME:PRESET for a preset.")],
+    documents: Annotated[int, typer.Option(help="Explain so many documents of the corpus at most.", min=2)] = 200,
+) -> None:
+    """Compare methods on the same documents: what predictions lose without the words that each of them names.
+
+    Example: lexplain evaluate plan.yaml --methods integrated_gradients,lrp,lafa:lafa-sst2
+    """
+    from lexplain.evaluation import evaluate, list_contestants
+    from lexplain.methods import find_method
+
+    try:
+        loaded = load_plan(plan)
+        contestants = list_contestants(loaded, split_list(methods), documents, find_method)
+    except PlanError as error:
+        raise refuse(error, BAD_PLAN) from None
+    with open_terminal("evaluate", None if loaded.sink.path is None else Path(loaded.sink.path)) as terminal:
+        progress = StageProgress(terminal.console)
+        try:
+            spark = terminal.open_session(f"lexplain evaluate {loaded.name}")
+            found = evaluate(spark, loaded, contestants, find_method, progress)
+        finally:
+            progress.close()
+        show_leaderboard(terminal.console, found.faithfulness)
+        show_quality(terminal.console, found.quality)
+
+
+def demo_command(
+    folder: Annotated[Path, typer.Option(help="Where corpus, models and tables go.")] = Path("lexplain-demo"),
+) -> None:
+    """Keywords of BBC News topics from a fine-tuned MiniLM: about 5 minutes on 2 cores."""
+    from lexplain.demo import write_demo
+
+    try:
+        plan = write_demo(folder)
+    except OSError as error:
+        raise refuse(name_unwritable(folder, error), FAILED) from None
+    except ExplainError as error:
+        raise refuse(error, FAILED) from None
+    run_stages(plan, "demo", _run)
