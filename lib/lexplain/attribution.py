@@ -114,6 +114,7 @@ def make_task(spark: SparkSession, plan: Plan, find_method: FindMethod, models: 
         options=dict(method.complete_options(plan.method.asked)),
         precision=plan.method.precision,
         top_k=plan.method.top_k,
+        gold=plan.method.gold,
         max_tokens=plan.text.max_tokens,
         overlap=plan.text.overlap,
         max_windows=plan.text.max_windows,

@@ -40,7 +40,7 @@ class Explanation:
     """Why a text was given one of its labels.
 
     Attributes:
-        label: The predicted label that is explained, or the name of a regression's output.
+        label: The label that is explained, or the name of a regression's output.
         label_rank: 0 for the text's most probable label.
         probability: Of the label; None for a regression.
         target_score: F(x), the label's logit or the regression's output, mean over windows.
@@ -91,8 +91,8 @@ class Rejection:
 
 
 Outcome = list[Explanation] | Rejection
-"""One explanation for each predicted label, most probable first; empty when no label was predicted. A regression's
-output is explained for every text."""
+"""One explanation for each label that was predicted or asked for, most probable first; empty when there is none. A
+regression's output is explained for every text."""
 
 
 class Explainer:
@@ -181,18 +181,28 @@ class Explainer:
         """Explain the labels of every text: `read_texts`, then `explain_documents`."""
         return self.explain_documents(self.read_texts(texts))
 
-    def read_texts(self, texts: Sequence[str]) -> Documents:
+    def read_texts(self, texts: Sequence[str], labels: Sequence[Sequence[str]] | None = None) -> Documents:
         """Find words and token windows, which takes no pass of the model: another thread may do it ahead.
 
         Equal texts are read, and will be explained, once.
 
+        Args:
+            texts: To be explained.
+            labels: Of each text, labels to explain besides those that the explainer chooses; ones that the model does not
+                know are left out.
+
         Note:
             Runs on: executor. Cost: about a millisecond a text.
         """
-        documents = {text: _Document(text) for text in sorted(set(texts), key=lambda text: (len(text), text))}
+        known = {label: number for number, label in enumerate(self._classifier.labels)}
+        asked = [frozenset(known[label] for label in each if label in known) for each in labels or [()] * len(texts)]
+        keys = list(zip(texts, asked, strict=True))
+        documents = {
+            key: _Document(*key) for key in sorted(set(keys), key=lambda key: (len(key[0]), key[0], sorted(key[1])))
+        }
         for document in documents.values():
             self._open(document)
-        return Documents([documents[text] for text in texts], list(documents.values()))
+        return Documents([documents[key] for key in keys], list(documents.values()))
 
     def explain_documents(self, documents: Documents) -> list[Outcome]:
         """Explain what `read_texts` has read.
@@ -263,10 +273,10 @@ class Explainer:
         n_tokens = len(document.encoding.offsets)
         document.targets = [
             _Target(label, probability, np.zeros(n_tokens), np.zeros(n_tokens))
-            for label, probability in self._choose_labels(mean)
+            for label, probability in self._choose_labels(mean, document.asked)
         ]
 
-    def _choose_labels(self, logits: NDArray[np.float64]) -> list[tuple[int, float | None]]:
+    def _choose_labels(self, logits: NDArray[np.float64], asked: frozenset[int]) -> list[tuple[int, float | None]]:
         """Return the labels to explain and their probabilities, most probable first; of a regression its output."""
         if self._classifier.problem == "regression":
             return [(0, None)]
@@ -275,11 +285,9 @@ class Explainer:
         if self._label is not None:
             label = self._classifier.labels.index(self._label)
             return [(label, values[label])]
-        if self._top_k is None:
-            labels = self._classifier.predict(probabilities)
-        else:
-            labels = sorted(range(len(values)), key=lambda label: -values[label])[: self._top_k]
-        return [(label, values[label]) for label in labels]
+        ranked = sorted(range(len(values)), key=lambda label: -values[label])
+        chosen = set(self._classifier.predict(probabilities) if self._top_k is None else ranked[: self._top_k])
+        return [(label, values[label]) for label in ranked if label in chosen | asked]
 
     def _batches(self, documents: Sequence[_Document]) -> Iterator[list[_Row]]:
         """Yield rows, longest first, in batches of some passes: what one row no longer needs, others fill."""
@@ -507,6 +515,7 @@ class _Document:
     """A text on its way through the engine."""
 
     text: str
+    asked: frozenset[int]  # labels to explain besides the predicted ones
     words: list[Word] = field(default_factory=list)
     encoding: Encoding = field(init=False)
     weights: Sequence[NDArray[np.float64] | float] = field(init=False)  # of each window

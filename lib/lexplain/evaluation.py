@@ -10,72 +10,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, on_task_device, split_waves
-from lexplain.corpus import Staged
+from lexplain.attribution import Progress
+from lexplain.class_deletion import measure_class_deletion
+from lexplain.comparison import (
+    CONTROL,
+    NEEDS_GOLD,
+    PRESETS,
+    Difference,
+    Figure,
+    compare_methods,
+    compute_figures,
+    gather_values,
+)
 from lexplain.deletions import deletion_batches
-from lexplain.errors import AccountingError, MethodError, ModelError, PlanError, Problem
-from lexplain.faithfulness import Trace
+from lexplain.errors import MethodError, ModelError, PlanError, Problem
 from lexplain.keys import digest
 from lexplain.keyword_quality import QualityFigure, measure_quality, measure_tfidf
-from lexplain.pipeline import open_run
+from lexplain.pipeline import Run, open_run
 from lexplain.plan import FindMethod, MethodChoice, Plan
 from lexplain.schema import TABLES
-from lexplain.session import is_local
 from lexplain.tables import Tables, quote_list, quote_text
+from lexplain.tracing import Measurement, measure
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-CONTROLS = ("random", "gradient_x_input")
+    from lexplain.tracking import RunTracker
+
+CONTROLS = (CONTROL, "gradient_x_input")
 """Methods that are always among those compared."""
-
-METRICS: dict[str, tuple[str, ...]] = {
-    "dig-2021": ("comprehensiveness", "sufficiency"),
-    "dig-2021-log-odds": ("log_odds",),
-    "eraser-2020": ("comprehensiveness", "sufficiency"),
-    "marc-2023": ("comprehensiveness", "sufficiency"),
-}
-"""What is told of the traces of each protocol, see `lexplain.faithfulness.Trace`."""
-
-_RESAMPLES = 2000
-_TASK_DOCUMENTS = 32
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A metric of one method, over documents.
-
-    Attributes:
-        method: Id, or name and preset, as it was asked for.
-        protocol: Which words are taken away, and how.
-        metric: One of `METRICS`.
-        label: Of the explanations; None for all labels.
-        value: Mean over documents; a document has the mean of its explanations.
-        ci_low: 95 % interval, from 2000 bootstrap samples of documents.
-        ci_high: Its upper end.
-        n_documents: Documents it is the mean of.
-        over_random: Mean difference from random scores on the same documents; None for these themselves.
-        over_random_low: Its 95 % interval.
-        over_random_high: Its upper end.
-    """
-
-    method: str
-    protocol: str
-    metric: str
-    label: str | None
-    value: float
-    ci_low: float
-    ci_high: float
-    n_documents: int
-    over_random: float | None = None
-    over_random_low: float | None = None
-    over_random_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,11 +49,13 @@ class Comparison:
 
     Attributes:
         faithfulness: Figures over documents, as they stand in `faithfulness`.
+        differences: Each pair of methods, as they stand in `faithfulness_differences`.
         quality: Figures of the keyword lists, by method and for `tf-idf`, as they stand in `keyword_quality`; empty for
             a method whose rules leave no class a keyword.
     """
 
     faithfulness: list[Figure]
+    differences: list[Difference]
     quality: dict[str, list[QualityFigure]]
 
 
@@ -96,7 +63,13 @@ TFIDF = "tf-idf"
 """What lists made without a model are called."""
 
 
-def list_contestants(plan: Plan, asked: Sequence[str], documents: int, find_method: FindMethod) -> dict[str, Plan]:
+DEFAULT_PRESETS = ("dig-2021", "eraser-2020", "marc-2023")
+"""How methods are measured where nobody says."""
+
+
+def list_contestants(
+    plan: Plan, asked: Sequence[str], documents: int, find_method: FindMethod, presets: Sequence[str] = DEFAULT_PRESETS
+) -> dict[str, Plan]:
     """Return a plan for each method, by what it was asked for as; the controls come last.
 
     Args:
@@ -104,11 +77,18 @@ def list_contestants(plan: Plan, asked: Sequence[str], documents: int, find_meth
         asked: `NAME` or `NAME:PRESET`. The plan's own method keeps the plan's options.
         documents: Of the corpus, at most so many are explained, the same for all; drawn by their texts' digests.
         find_method: Registry lookup.
+        presets: How they are measured, see `lexplain.comparison.PRESETS`.
 
     Raises:
         PlanError: Methods or presets that there are not, or that do not fit; all of them at once.
     """
-    contestants, problems, models = {}, [], plan.models
+    contestants, models = {}, plan.models
+    problems = [
+        Problem("protocols", name, "is none", "It would have been left out", f"Write some of: {', '.join(PRESETS)}")
+        for name in presets
+        if name not in PRESETS
+    ]
+    with_gold = any(name in NEEDS_GOLD for name in presets)
     if models.base is not None:  # what is trained here is the plan's, not the method's
         models = replace(models, register_as=models.register_as or f"lexplain-{plan.name}")
     own = find_method(plan.method.id).id
@@ -120,10 +100,11 @@ def list_contestants(plan: Plan, asked: Sequence[str], documents: int, find_meth
             problems.append(Problem("methods", title, str(error), "It would have been left out", "Write another one"))
             continue
         limit = min(documents, plan.corpus.limit or documents)
+        chosen = plan.method if method.id == own and not preset else MethodChoice(id=method.id, preset=preset or None)
         mine = replace(
             plan, name=f"{plan.name}-evaluation-{name}{'.' if preset else ''}{preset}"[:100], corpus=replace(plan.corpus, limit=limit),
             models=models,
-            method=plan.method if method.id == own and not preset else MethodChoice(id=method.id, preset=preset or None),
+            method=replace(chosen, gold=chosen.gold or with_gold),
         )  # fmt: skip
         try:
             contestants[title] = Plan.parse(mine.to_yaml(), find_method)
@@ -135,8 +116,9 @@ def list_contestants(plan: Plan, asked: Sequence[str], documents: int, find_meth
 
 
 def evaluate(
-    spark: SparkSession, plan: Plan, contestants: Mapping[str, Plan], find_method: FindMethod, progress: Progress
-) -> Comparison:
+    spark: SparkSession, plan: Plan, contestants: Mapping[str, Plan], find_method: FindMethod, progress: Progress,
+    presets: Sequence[str] = DEFAULT_PRESETS,
+) -> Comparison:  # fmt: skip
     """Explain and measure what is lacking, and write the figures.
 
     Args:
@@ -145,6 +127,7 @@ def evaluate(
         contestants: As `list_contestants` returns them.
         find_method: Registry lookup.
         progress: Told of each stage of each method.
+        presets: As `list_contestants` was given them.
 
     Returns:
         The figures, as they are written.
@@ -154,10 +137,17 @@ def evaluate(
         AccountingError: A chunk's traces are not one an explanation and protocol; they are not committed.
 
     Note:
-        Cost: that of each method over the documents, then a forward pass for each reading of a text, about 50 an
-        explanation. The driver holds a hundred numbers an explanation.
+        Cost: that of each method over the documents, then a forward pass for each reading of a text: with the default
+        presets about 50 an explanation, with `arras-2016` 100 more, and one for each class. The driver holds as many numbers
+        an explanation.
     """
+    protocols = sorted({metric.protocol for name in presets for metric in PRESETS[name]})
+    traces = Measurement(
+        table="deletions", kind="protocol", kinds=protocols, columns=["words"],
+        make_work=lambda task, kinds: partial(deletion_batches, task=task, protocols=kinds),
+    )  # fmt: skip
     keys: dict[str, list[str]] = {}
+    trackers: dict[str, RunTracker | None] = {}
     rows: dict[str, list[dict[str, Any]]] = {}
     keyword_keys: dict[str, str] = {}
     quality: dict[str, list[QualityFigure]] = {}
@@ -172,160 +162,37 @@ def evaluate(
                 )
             run.attribute()
             keys[title] = [model.explain_key for model in run.models]
-            _measure(run.tables, mine, find_method, run.models, run.corpus, progress)
-            rows[title] = _collect(run.tables, run.corpus, keys[title])
+            measure(run, traces)
+            rows[title] = _collect(run, protocols)
             keyword_keys[title] = run.rank_words()
-            quality[title] = measure_quality(run.tables, mine, run.corpus, keys[title], keyword_keys[title])
+            quality[title] = [
+                *measure_quality(run.tables, mine, run.corpus, keys[title], keyword_keys[title]),
+                *measure_class_deletion(run, keyword_keys[title]),
+            ]
             run.finish("finished")
-            tables, corpus = run.tables, run.corpus
+            trackers[title], tables, corpus = run.tracker, run.tables, run.corpus
     # of the models' predictions, which all methods share
     quality[TFIDF] = measure_tfidf(tables, mine, corpus, keys[title])
-    found = Comparison(compute_figures(rows), quality)
-    key = digest("evaluation", plan.name, sorted(keys.items()), corpus.key, corpus.version, sorted(METRICS))
+    values = gather_values(rows, presets)
+    found = Comparison(compute_figures(values), compare_methods(values), quality)
+    key = digest("evaluation", plan.name, sorted(keys.items()), corpus.key, corpus.version, sorted(presets))
     with tables.lock():
         _write(tables, plan.name, key, keys, keyword_keys, found)
+    _log(trackers, found)
     return found
 
 
-def _measure(
-    tables: Tables,
-    plan: Plan,
-    find_method: FindMethod,
-    models: Sequence[ExplainedModel],
-    corpus: Staged,
-    progress: Progress,
-) -> None:
-    """Commit the traces that explanations lack, chunk by chunk."""
-    protocols = tuple(METRICS)
-    keys = quote_list([model.explain_key for model in models])
-    where = f"{corpus.where} AND explain_key IN ({keys})"
-    owed = (
-        tables.read("explanations").where(f"{where} AND status = 'explained'")
-        .groupBy("explain_key", "increment", "bucket").count()
-    )  # fmt: skip
-    done = (
-        tables.read("deletions").where(f"{where} AND protocol IN ({quote_list(protocols)})")
-        .groupBy("explain_key", "increment", "bucket").count().withColumnRenamed("count", "done")
-    )  # fmt: skip
-    pending = (
-        owed.join(done, ["explain_key", "increment", "bucket"], "left")
-        .where(f"count * {len(protocols)} != coalesce(done, 0)").orderBy("increment", "bucket", "explain_key").collect()
-    )  # fmt: skip
-    progress.start("delete words", sum(row["count"] for row in pending), "explanations")
-    chunks = sorted({(row["increment"], row["bucket"]) for row in pending})
-    for increment, bucket in chunks:
-        mine = {
-            row["explain_key"]: row["count"]
-            for row in pending
-            if (row["increment"], row["bucket"]) == (increment, bucket)
-        }
-        for wave in split_waves([model for model in models if model.explain_key in mine], plan):
-            count = sum(mine[model.explain_key] for model in wave)
-            _measure_chunk(tables, plan, find_method, wave, corpus, (increment, bucket), protocols, count)
-            progress.advance(count)
-    progress.finish(f"{sum(row['count'] for row in pending)} explanations measured now")
-
-
-def _measure_chunk(
-    tables: Tables, plan: Plan, find_method: FindMethod, models: Sequence[ExplainedModel], corpus: Staged,
-    place: tuple[int, int], protocols: tuple[str, ...], count: int,
-) -> None:  # fmt: skip
-    from pyspark import StorageLevel
-
-    keys = quote_list([model.explain_key for model in models])
-    chunk = f"corpus_key = {quote_text(corpus.key)} AND increment = {place[0]} AND bucket = {place[1]}"
-    texts = tables.read("staged").where(chunk).select("doc_id", "text")
-    explained = tables.read("explanations").where(f"{chunk} AND explain_key IN ({keys}) AND status = 'explained'").select(
-        "explain_key", "corpus_key", "increment", "bucket", "doc_id", "text_digest", "label", "words"
-    )  # fmt: skip
-    documents = explained.join(texts, "doc_id").repartition(max(1, ceil(count / _TASK_DOCUMENTS)), "text_digest")
-    task = make_task(tables.spark, plan, find_method, as_tasks(models))
-    work = partial(deletion_batches, task=task, protocols=protocols)
-    measuring = on_task_device(work, plan.execution.device, is_local(tables.spark))
-    ordered = documents.sortWithinPartitions("explain_key", "text_digest", "doc_id")
-    traces = ordered.mapInArrow(measuring, TABLES["deletions"].schema).persist(StorageLevel.DISK_ONLY)
-    try:
-        made = traces.count()
-        if made != count * len(protocols):
-            raise AccountingError(
-                f"chunk {place[0]}/{place[1]} was to give {count * len(protocols)} traces, {made} were made. Methods would "
-                "have been compared on different documents. Run the same command again."
-            )
-        tables.replace(
-            traces, "deletions", where=f"{chunk} AND explain_key IN ({keys}) AND protocol IN ({quote_list(protocols)})"
-        )
-    finally:
-        traces.unpersist()
-
-
-def _collect(tables: Tables, corpus: Staged, keys: Sequence[str]) -> list[dict[str, Any]]:
-    where = f"{corpus.where} AND explain_key IN ({quote_list(keys)}) AND protocol IN ({quote_list(list(METRICS))}) AND reason IS NULL"
-    columns = ("text_digest", "label", "protocol", "sizes", "whole", "without", "alone")
-    return tables.read("deletions").where(where).select(*columns).toArrow().to_pylist()  # type: ignore[no-any-return]  # a list of rows
-
-
-def compute_figures(rows: Mapping[str, Sequence[Mapping[str, Any]]], resamples: int = _RESAMPLES) -> list[Figure]:
-    """Return the figures of each method, protocol, metric and label.
-
-    Args:
-        rows: By method, rows of `deletions`; `random` among them.
-        resamples: Bootstrap samples.
-    """
-    values = {
-        (method, protocol, metric): by_label
-        for method, of_method in rows.items()
-        for (protocol, metric), by_label in _mean_by_document(of_method).items()
-    }
-    figures = []
-    for (method, protocol, metric), by_label in values.items():
-        controls = values["random", protocol, metric]
-        for label, by_document in by_label.items():
-            figure = Figure(
-                method, protocol, metric, label, *_bootstrap(list(by_document.values()), resamples), len(by_document)
-            )
-            if method != "random":
-                control = controls.get(label, {})
-                both = sorted(by_document.keys() & control.keys())
-                if both:
-                    mean, low, high = _bootstrap([by_document[each] - control[each] for each in both], resamples)
-                    figure = replace(figure, over_random=mean, over_random_low=low, over_random_high=high)
-            figures.append(figure)
-    return figures
-
-
-def _read_trace(row: Mapping[str, Any]) -> Trace:
-    alone = None if row["alone"] is None else np.array(row["alone"])
-    return Trace(np.array(row["sizes"]), row["whole"], np.array(row["without"]), alone)
-
-
-def _mean_by_document(
-    rows: Sequence[Mapping[str, Any]],
-) -> dict[tuple[str, str], dict[str | None, dict[str, float]]]:
-    """Return, by protocol and metric, by label and for all labels together, the mean of each document's explanations."""
-    found: dict[tuple[str, str], dict[str | None, dict[str, list[float]]]] = {
-        (protocol, metric): {} for protocol, metrics in METRICS.items() for metric in metrics
-    }
-    for row in rows:
-        trace = _read_trace(row)
-        for metric in METRICS[row["protocol"]]:
-            value, by_label = getattr(trace, metric), found[row["protocol"], metric]
-            for label in (None, row["label"]):
-                by_label.setdefault(label, {}).setdefault(row["text_digest"], []).append(value)
-    return {
-        kind: {
-            label: {digest: float(np.mean(each)) for digest, each in sorted(by_document.items())}
-            for label, by_document in by_label.items()
-        }
-        for kind, by_label in found.items()
-    }
-
-
-def _bootstrap(values: Sequence[float], resamples: int) -> tuple[float, float, float]:
-    """Return mean, and the 2.5 and 97.5 % quantiles of the means of samples of the same size; always the same samples."""
-    known: NDArray[np.float64] = np.array(values)
-    draws = np.random.default_rng(0).integers(len(known), size=(resamples, len(known)))
-    low, high = np.quantile(known[draws].mean(1), (0.025, 0.975))
-    return float(known.mean()), float(low), float(high)
+def _collect(run: Run, protocols: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the traces of a run's explanations, with what is known of these and of the documents' labels."""
+    where = f"{run.corpus.where} AND explain_key IN ({quote_list([model.explain_key for model in run.models])})"
+    rows = run.tables.spark.sql(f"""
+        SELECT explain_key, text_digest, label, protocol, sizes, whole, without, alone, predicted, is_gold, label_rank, gold
+        FROM (SELECT * FROM {run.tables.name("deletions")}
+            WHERE {where} AND protocol IN ({quote_list(protocols)}) AND reason IS NULL)
+        JOIN (SELECT explain_key, doc_id, label, is_gold, label_rank FROM {run.tables.name("explanations")} WHERE {where})
+        USING (explain_key, doc_id, label)
+        JOIN (SELECT doc_id, labels AS gold FROM {run.tables.name("staged")} WHERE {run.corpus.where}) USING (doc_id)""")
+    return list(rows.toArrow().to_pylist())
 
 
 def _write(
@@ -337,6 +204,7 @@ def _write(
         "faithfulness": [
             same | {"explain_keys": list(explain_keys[figure.method])} | vars(figure) for figure in found.faithfulness
         ],
+        "faithfulness_differences": [same | vars(difference) for difference in found.differences],
         "keyword_quality": [
             same | {"keyword_key": keyword_keys.get(method), "method": method} | vars(figure)
             for method, figures in found.quality.items()
@@ -346,3 +214,19 @@ def _write(
     for table, values in rows.items():
         frame = tables.spark.createDataFrame(values, TABLES[table].schema)
         tables.replace(frame, table, where=f"evaluation_key = {quote_text(key)}")
+
+
+def _log(trackers: Mapping[str, RunTracker | None], found: Comparison) -> None:
+    """Give each method's run in MLflow its figures over all labels, so that MLflow shows the runs side by side."""
+    for method, tracker in trackers.items():
+        if tracker is None:
+            continue
+        figures: list[tuple[str, Figure | QualityFigure]] = [
+            (f"faithfulness/{each.protocol}/{each.metric}", each)
+            for each in found.faithfulness
+            if each.method == method
+        ]
+        figures += [
+            ("/".join(filter(None, ("quality", each.subset, each.metric))), each) for each in found.quality[method]
+        ]
+        tracker.log_metrics({name: each.value for name, each in figures if each.label is None})

@@ -105,6 +105,7 @@ class ExplainTask:
     options: Mapping[str, object]
     precision: Precision
     top_k: int | None
+    gold: bool
     max_tokens: int
     overlap: int
     max_windows: int | None
@@ -252,27 +253,34 @@ def explain_texts(
 ) -> list[Outcome]:
     """Return one outcome a text, in their order; what cannot be explained is a Rejection."""
     explainer = open_explainer(task, model, device)
-    return _explain(_read(texts, task, explainer), task, model, explainer, device)
+    read = _read([(text, ()) for text in texts], task, explainer)
+    return _explain(read, task, model, explainer, device)
 
 
 def _read(
-    texts: Sequence[bytes | str | Rejection | None], task: ExplainTask, explainer: Explainer
+    documents: Sequence[tuple[bytes | str | Rejection | None, Sequence[str]]], task: ExplainTask, explainer: Explainer
 ) -> tuple[list[Rejection | None], Documents]:
-    """Decode, segment and tokenize; returns why texts were unreadable, and those that were not."""
+    """Decode, segment and tokenize texts, each with labels to explain besides those that will be predicted.
+
+    Returns:
+        Why texts were unreadable, None for those that were not; and these.
+    """
     from lexplain.engine import Rejection
 
     unreadable: list[Rejection | None] = []
     readable: list[str] = []
-    for data in texts:
+    asked: list[Sequence[str]] = []
+    for data, labels in documents:
         if isinstance(data, Rejection):
             unreadable.append(data)
             continue
         try:
             readable.append(decode_document(data, task.max_characters))
+            asked.append(labels)
             unreadable.append(None)
         except DocumentError as error:
             unreadable.append(Rejection(error.reason, error.message))
-    return unreadable, explainer.read_texts(readable)
+    return unreadable, explainer.read_texts(readable, asked)
 
 
 def _explain(
@@ -374,7 +382,7 @@ def explain_batches(batches: Iterator[pa.RecordBatch], task: ExplainTask, device
         under_way: _Job | None = None
         for documents, model in _pair(batches, task):
             explainer = open_explainer(task, model, device)
-            job = _Job(documents, model, explainer, ahead.submit(_read, _texts(documents), task, explainer))
+            job = _Job(documents, model, explainer, ahead.submit(_read, _texts(documents, task), task, explainer))
             if under_way is not None:
                 yield _finish(under_way, task, device)
             under_way = job
@@ -397,7 +405,7 @@ def read_batches(
     """
     for documents, model in _pair(batches, task):
         explainer = open_explainer(task, model, device)
-        yield model, explainer, _read(_texts(documents), task, explainer)[1]
+        yield model, explainer, _read(_texts(documents, task), task, explainer)[1]
 
 
 @dataclass(frozen=True)
@@ -433,11 +441,19 @@ def _look_ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[list[dict[str, An
         yield waiting
 
 
-def _texts(documents: Sequence[Mapping[str, Any]]) -> list[bytes | Rejection | None]:
+def _texts(
+    documents: Sequence[Mapping[str, Any]], task: ExplainTask
+) -> list[tuple[bytes | Rejection | None, Sequence[str]]]:
     from lexplain.engine import Rejection
 
     broken = "the source's row is no document"
-    return [doc["text"] if doc["defect"] is None else Rejection(doc["defect"], broken) for doc in documents]
+    return [
+        (
+            doc["text"] if doc["defect"] is None else Rejection(doc["defect"], broken),
+            (task.gold and doc["labels"]) or (),
+        )
+        for doc in documents
+    ]
 
 
 def _finish(job: _Job, task: ExplainTask, device: str) -> pa.RecordBatch:

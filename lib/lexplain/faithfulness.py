@@ -9,7 +9,7 @@ taken away, K sizes, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lexplain.classifier import Classifier, Encoding, Window
 from lexplain.errors import ModelError
 from lexplain.passes import Budget
-from lexplain.words import Word, number_tokens
+from lexplain.words import Word, number_tokens, segment
 
 Replacement = Literal["delete", "pad", "zero"]
 """`delete`: the token is gone, those behind it move up. `pad`: the padding token stands in its place, and is attended to.
@@ -128,6 +128,21 @@ class Trace:
         return float((np.log(np.maximum(self.without, tiny)) - np.log(max(self.whole, tiny))).mean())
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Removal:
+    """What a model says of a text without the words of lists.
+
+    Attributes:
+        whole: (C,) probabilities for the whole text.
+        without: (L, C) without the words of each list.
+        n_words: Occurrences that each list took.
+    """
+
+    whole: NDArray[np.float64]
+    without: NDArray[np.float64]
+    n_words: list[int]
+
+
 class DeletionTracer:
     """Reads texts with words taken away, for one classifier."""
 
@@ -157,6 +172,11 @@ class DeletionTracer:
         self._budget = Budget(budget_tokens)
         self._pad = classifier.find_token("pad")
 
+    @property
+    def labels(self) -> Sequence[str]:
+        """Names of the classes, in the order of probabilities."""
+        return self._classifier.labels
+
     def trace(self, texts: Sequence[ScoredText], protocols: Sequence[Protocol]) -> list[list[Trace] | None]:
         """Take words away by their scores, in every way that the protocols name.
 
@@ -174,6 +194,40 @@ class DeletionTracer:
         plans = [self._plan(readings, text, protocols) for text in texts]
         logits = readings.run(self._budget)
         return [None if not np.isfinite(logits[plan.numbers]).all() else self._close(plan, logits) for plan in plans]
+
+    def remove(self, texts: Sequence[str], lists: Sequence[Sequence[Collection[str]]]) -> list[Removal | None]:
+        """Delete the words of lists from texts, every occurrence of them.
+
+        Args:
+            texts: As they were explained.
+            lists: For each text, L lists of word keys.
+
+        Returns:
+            What each text comes to; None for one that does not fit the memory, or whose logits are not finite.
+
+        Note:
+            Runs on: executor. Cost: a forward pass of a text's windows for each list that takes different words, and one for
+            the whole text.
+        """
+        readings = _Readings(self._classifier, self._pad)
+        plans: list[tuple[list[int], list[int]]] = []
+        for text, mine in zip(texts, lists, strict=True):
+            encoding = self._classifier.encode(text, **self._windows)  # type: ignore[arg-type]  # joined types
+            words = segment(text)
+            of_token = number_tokens(words, encoding.offsets)
+            numbers, counts = [readings.add(encoding, np.zeros(len(of_token), dtype=bool), "delete")], []
+            for keys in mine:
+                chosen = [number for number, word in enumerate(words) if word.key in keys]
+                taken = np.isin(of_token, chosen)
+                numbers.append(readings.add(encoding, taken, "delete"))
+                counts.append(len(np.unique(of_token[taken])))
+            plans.append((numbers, counts))
+        logits = readings.run(self._budget)
+        found = self._classifier.probabilities(torch.from_numpy(logits)).numpy()
+        return [
+            Removal(found[numbers[0]], found[numbers[1:]], counts) if np.isfinite(logits[numbers]).all() else None
+            for numbers, counts in plans
+        ]
 
     def _plan(self, readings: _Readings, text: ScoredText, protocols: Sequence[Protocol]) -> _Plan:
         encoding = self._classifier.encode(text.text, **self._windows)  # type: ignore[arg-type]  # joined types

@@ -126,7 +126,8 @@ def _recipe(plan: Plan) -> dict[str, object]:
 
 def _method(plan: Plan, find_method: FindMethod) -> tuple[object, ...]:
     method = find_method(plan.method.id)
-    return method.id, method.complete_options(plan.method.asked), plan.method.precision, plan.method.top_k
+    chosen = (method.id, method.complete_options(plan.method.asked), plan.method.precision, plan.method.top_k)
+    return (*chosen, "gold") if plan.method.gold else chosen  # keys without it are as they were before there was one
 
 
 def _rules(plan: Plan) -> Keywords:

@@ -62,7 +62,7 @@ class QualityFigure:
     """One figure of a set of keyword lists.
 
     Attributes:
-        metric: `keyword_distinctiveness`: share of a list's words that stand in no other list. `coverage`: share of a list
+        metric: `deletion` and what begins so: see `lexplain.class_deletion`. `keyword_distinctiveness`: share of a list's words that stand in no other list. `coverage`: share of a list
             that a document of the class holds. `coverage_micro`: the same over all labels of a document. `cross_coverage`:
             share of a list that a document of another class holds. `coverage_distinctiveness`: (coverage - cross
             coverage) / coverage. `halves_of_documents`, `halves_of_splits`: rank-biased overlap of the lists that two
@@ -293,7 +293,7 @@ def _measure_halves(
             continue
         sides = _draw_halvings(count)
         rows = tables.spark.sql(
-            _select_halves(tables, plan, corpus, explain_keys, keyword_key, column, sides)
+            select_half_lists(tables, plan, corpus, explain_keys, keyword_key, column, sides)
         ).collect()
         figures += _compare_halves(metric, rows, len(sides))
     return figures
@@ -311,11 +311,20 @@ def _draw_halvings(count: int) -> list[list[int]]:
     return found[:_HALVINGS]
 
 
-def _select_halves(
+def select_half_lists(
     tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], keyword_key: str, column: str,
     halvings: Sequence[Sequence[int]],
 ) -> str:  # fmt: skip
-    """Return the lists of the halves (halving, side, label, word, rank).
+    """Return the lists of the halves (halving, side, label, word, rank) to rank 100.
+
+    Args:
+        tables: Reads `word_sums` and `keywords`.
+        plan: Names the evidence and the rules.
+        corpus: The documents that were explained.
+        explain_keys: One a split, in their order.
+        keyword_key: Names the keyword table.
+        column: `doc_group` or `split`: what is halved.
+        halvings: For each halving the side, 0 or 1, of each group or split.
 
     Rules that need documents, and the most classes that may share a word, are those of the whole table.
     """

@@ -309,6 +309,11 @@ def describe_evidence(plan: Plan) -> dict[str, object]:
     }
 
 
+def where_evidence(plan: Plan) -> str:
+    """Return the condition on explained rows of `explanations` that count as evidence."""
+    return is_evidence(_policy_literal(plan))
+
+
 def _policy_literal(plan: Plan) -> str:
     rules = plan.keywords
     return (
@@ -461,7 +466,7 @@ def _select_documents(
             words = f"transform({words}, word -> {strip_word('word')})"
         counts = f"status = 'explained' AND probability > {plan.keywords.probability!r}D"
         if unit is PHRASES:
-            counts = is_evidence(_policy_literal(plan))
+            counts = where_evidence(plan)
         # A document has a row for each split, and the splits' models may have read different parts of it.
         return f"""
             SELECT array(label) AS labels, array_distinct(flatten(collect_list({words}))) AS words

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from lexplain.evaluation import Figure
+    from lexplain.comparison import Difference, Figure
     from lexplain.keyword_quality import QualityFigure
     from lexplain.pipeline import Run
 
-BETTER_LOW = ("sufficiency", "log_odds")
+_RANKED_BY = ("marc-2023", "comprehensiveness")
 
 
 def show_keywords(console: Console, run: Run, key: str) -> None:
@@ -99,8 +99,8 @@ def _describe_unsigned(run: Run) -> str:
     return f"unsigned: scores of {method.id} have no sign, so words that speak against a class stand beside those for it. {remedy}"
 
 
-def show_leaderboard(console: Console, figures: Sequence[Figure]) -> None:
-    """Print a method a line: each metric over all labels, with its 95 % interval, those first that lose most.
+def show_leaderboard(console: Console, figures: Sequence[Figure], differences: Sequence[Difference]) -> None:
+    """Print a method a line: each metric over all labels, with its 95 % interval, the best first; then who is ahead of whom.
 
     A figure that is not better than random scores on the same documents, beyond chance, is in brackets.
     """
@@ -109,31 +109,43 @@ def show_leaderboard(console: Console, figures: Sequence[Figure]) -> None:
     by_method: dict[str, dict[tuple[str, str], Figure]] = {}
     for figure in overall:
         by_method.setdefault(figure.method, {})[figure.protocol, figure.metric] = figure
-    first = ("marc-2023", "comprehensiveness")
-    ranked = sorted(by_method, key=lambda method: -by_method[method][first].value)
+    first = _RANKED_BY if _RANKED_BY in kinds else kinds[0]
+    measured = [found[first] for found in by_method.values() if first in found]
+    ranked = [
+        each.method for each in sorted(measured, key=lambda each: each.value if each.low_is_good else -each.value)
+    ]
     rows = []
     for method in ranked:
-        cells = [_format_figure(by_method[method][kind]) for kind in kinds]
-        rows.append((method, *cells))
+        found = by_method[method]
+        rows.append((method, *(_format_figure(found[kind]) if kind in found else "" for kind in kinds)))
     print_rows(console, ["method", *(f"{metric} {protocol}" for protocol, metric in kinds)], rows)
     count = by_method[ranked[0]][first].n_documents
     console.print(
-        f"{count} documents; mean and 95 % interval. Comprehensiveness is good when high, sufficiency and log odds when low. In "
-        "brackets: no better than random scores on the same documents."
-    )
+        f"{count} documents; mean and 95 % interval. Good when low: {', '.join(sorted({each.metric for each in overall if each.low_is_good}))}; "
+        "else when high. In brackets: no better than random scores on the same documents.", soft_wrap=True,
+    )  # fmt: skip
+    behind: dict[str, list[str]] = {}
+    for each in differences:
+        if (each.protocol, each.metric) == first and each.ahead is not None:
+            behind.setdefault(each.ahead, []).append(each.other if each.ahead == each.method else each.method)
+    for method in ranked:
+        if method in behind:
+            others = ", ".join(sorted(behind[method], key=ranked.index))
+            console.print(f"{escape(method)} is ahead of {escape(others)}", soft_wrap=True)
+    console.print(
+        f"By {first[1]} {first[0]}: paired permutation tests on the same documents, all pairs together (Holm), 5 %; every "
+        "pair and metric is in faithfulness_differences.", soft_wrap=True,
+    )  # fmt: skip
 
 
 def _format_figure(figure: Figure) -> str:
     shown = _format_interval(figure)
-    if figure.over_random_low is None or figure.over_random_high is None:
-        return shown
-    better = figure.over_random_high < 0 if figure.metric in BETTER_LOW else figure.over_random_low > 0
-    return shown if better else f"[{shown}]"
+    return f"[{shown}]" if figure.beats_random is False else shown
 
 
 _LIST_METRICS = (
     "keyword_distinctiveness", "coverage", "cross_coverage", "coverage_distinctiveness", "halves_of_documents",
-    "halves_of_splits",
+    "halves_of_splits", "deletion", "deletion_of_random", "deletion_elsewhere",
 )  # fmt: skip
 
 
@@ -156,7 +168,8 @@ def show_quality(console: Console, quality: Mapping[str, Sequence[QualityFigure]
     of = "predicted and gold" if subset == "TP" else "predicted"
     console.print(
         f"Keyword lists, means over classes; documents stand for labels that are {of}. Low cross coverage is good, else high "
-        "is; halves: rank-biased overlap, smallest and largest of five halvings."
+        "is; halves: rank-biased overlap, smallest and largest of five halvings. Deletion: what the class's probability loses "
+        "without its keywords of other documents, without as frequent random words; elsewhere: what other classes lose."
     )
 
 

@@ -149,6 +149,7 @@ class MethodChoice:
         None, low=1, says="explain so many of a document's most probable labels; the predicted ones when left out",
         silently="No label would have been explained",
     )  # fmt: skip
+    gold: bool = setting(False, says="true: explain a document's gold labels too, predicted or not")
     precision: Literal["float32", "bfloat16"] = setting(
         "float32", says="of the model's body; paths and sums are float32 or longer"
     )
@@ -452,6 +453,13 @@ def _check_method(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
         yield Problem("method.accuracy", "keywords", "is of integrated_gradients, without a rule of the plan's own",
                       "Scores would not have been those of the method",
                       "Write accuracy: document, or leave out the rule, or the preset that brings one")  # fmt: skip
+    if plan.method.gold and plan.corpus.columns.labels is None:
+        yield Problem("method.gold", True, "needs corpus.columns.labels", "Only predicted labels would have been explained",
+                      "Write corpus.columns.labels, or leave it out")  # fmt: skip
+    if plan.method.gold and plan.method.accuracy == "keywords":
+        yield Problem("method.gold", True, "is of accuracy: document",
+                      "Labels that nobody predicted would have got points that were fitted to predicted ones",
+                      "Write accuracy: document, or leave it out")  # fmt: skip
     if plan.method.options.get("rule") == "calibrated":
         yield Problem("method.options.rule", "calibrated", "is what accuracy: keywords means",
                       "The explanations would have counted as accurate for each document", "Write accuracy: keywords")  # fmt: skip
@@ -463,6 +471,7 @@ def _check_method(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
     if not wrong and method.foremost(method.complete_options(plan.method.asked)):
         several = {
             "method.top_k": (plan.method.top_k or 1) > 1 and plan.method.top_k,
+            "method.gold": plan.method.gold,
             "models.multi_label": plan.models.multi_label,
         }
         for field, value in several.items():
@@ -484,8 +493,9 @@ def _check_keywords(plan: Plan, sure: Sure) -> Iterator[Problem]:
         yield Problem("keywords.evidence", rules.evidence, "needs corpus.columns.labels",
                       "No document would have counted as evidence",
                       "Write corpus.columns.labels, or evidence: predicted")  # fmt: skip
-    if plan.method.top_k is not None and rules.probability < 0.5:
-        yield Problem("keywords.probability", rules.probability, "must be >= 0.5 with method.top_k",
+    unpredicted = {"method.top_k": plan.method.top_k is not None, "method.gold": plan.method.gold}
+    for field in (field for field, chosen in unpredicted.items() if chosen and rules.probability < 0.5):
+        yield Problem("keywords.probability", rules.probability, f"must be >= 0.5 with {field}",
                       "Labels that the model did not predict would have counted as evidence",
                       "Write probability: 0.5")  # fmt: skip
     if plan.models.multi_label and rules.probability < 0.5:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lexplain.evidence import NORMALISED_SCORE, is_evidence, select_best_words
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Raised by every change of a table's columns or constraints."""
 
 OLDEST_VERSION = 3
@@ -378,6 +378,30 @@ TABLES: dict[str, Table] = {
             cluster=("corpus_key", "explain_key"),
         ),
         Table(
+            "class_deletions",
+            "One row an explanation and keyword table: what the model says without the words of the classes' lists",
+            (
+                ("keyword_key", "STRING", "the lists, in keywords"),
+                ("explain_key", "STRING", "model, method, options, words and windows"),
+                ("corpus_key", "STRING", "source of the documents"),
+                ("increment", "INT", "increment of the source"),
+                ("bucket", "INT", "bucket of the increment"),
+                ("doc_id", "STRING", "document"),
+                ("text_digest", "STRING", "SHA-256 of the text, hexadecimal"),
+                ("label", "STRING", "label that was explained"),
+                ("whole", "DOUBLE", "probability of the label for the whole text"),
+                (
+                    "removed",
+                    "ARRAY<STRUCT<list: STRING, draw: INT, n_words: INT, probability: DOUBLE, predicted: STRING>>",
+                    "by list, made of the other half of the documents: whose it is, null or the draw of as frequent random"
+                    " words, occurrences taken, probability of the label without them, most probable label",
+                ),
+                ("reason", "STRING", "why there is nothing: no_logits, for lack of memory or not finite"),
+            ),
+            {"measured_or_why": "(reason IS NULL) = (whole IS NOT NULL)"},
+            cluster=("corpus_key", "keyword_key"),
+        ),
+        Table(
             "faithfulness",
             "One row a method, protocol, metric and label of an evaluation: all methods on the same documents and models",
             (
@@ -387,7 +411,12 @@ TABLES: dict[str, Table] = {
                 ("explain_keys", "ARRAY<STRING>", "of the method's explanations, by split"),
                 ("method", "STRING", "as it was asked for: name, or name:preset"),
                 ("protocol", "STRING", "which words are taken, and what stands in their place"),
-                ("metric", "STRING", "comprehensiveness (high is good), sufficiency or log_odds (low is good)"),
+                (
+                    "metric",
+                    "STRING",
+                    "comprehensiveness, accuracy_of_mistaken_gold, accuracy_of_mistaken_predicted (high is good), sufficiency,"
+                    " log_odds, accuracy_of_correct (low is good)",
+                ),
                 ("label", "STRING", "label that was explained; null for all"),
                 ("value", "DOUBLE", "mean over documents; a document has the mean of its explanations"),
                 ("ci_low", "DOUBLE", "95 % interval, from bootstrap samples of documents"),
@@ -398,6 +427,27 @@ TABLES: dict[str, Table] = {
                 ("over_random_high", "DOUBLE", "its upper end"),
             ),
             {"interval_holds_value": "ci_low <= value + 1e-9 AND value <= ci_high + 1e-9"},
+            cluster=("evaluation_key",),
+        ),
+        Table(
+            "faithfulness_differences",
+            "One row a pair of methods, protocol and metric of an evaluation: on the documents that both have, over all labels",
+            (
+                ("evaluation_key", "STRING", "plan name, explanations and corpus"),
+                ("name", "STRING", "the plan's name"),
+                ("measured_at", "TIMESTAMP", "when the figures were written"),
+                ("method", "STRING", "one method, as it was asked for"),
+                ("other", "STRING", "the other"),
+                ("protocol", "STRING", "which words are taken, and what stands in their place"),
+                ("metric", "STRING", "as in faithfulness"),
+                ("difference", "DOUBLE", "mean over documents of the method's value less the other's"),
+                ("ci_low", "DOUBLE", "95 % interval, from bootstrap samples of documents"),
+                ("ci_high", "DOUBLE", "its upper end"),
+                ("p_value", "DOUBLE", "of a paired permutation test, two-sided"),
+                ("p_adjusted", "DOUBLE", "the same for all pairs of methods by this metric together (Holm)"),
+                ("n_documents", "BIGINT", "documents that both have"),
+            ),
+            {"share": "p_value > 0 AND p_value <= p_adjusted AND p_adjusted <= 1"},
             cluster=("evaluation_key",),
         ),
         Table(
@@ -413,7 +463,8 @@ TABLES: dict[str, Table] = {
                     "metric",
                     "STRING",
                     "keyword_distinctiveness, coverage, coverage_micro, coverage_distinctiveness, halves_of_documents,"
-                    " halves_of_splits (high is good; halves also as _jaccard), cross_coverage (low is good)",
+                    " halves_of_splits (high is good; halves also as _jaccard), cross_coverage (low is good); deletion,"
+                    " deletion_flips, deletion_over_random (high is good), deletion_elsewhere, deletion_of_random (low is good)",
                 ),
                 (
                     "subset",
@@ -511,6 +562,10 @@ VIEWS: dict[str, tuple[str, str]] = {
     "faithfulness_current": (
         "figures of each plan name's latest evaluation",
         _select_latest("faithfulness"),
+    ),
+    "faithfulness_differences_current": (
+        "pairs of methods of each plan name's latest evaluation",
+        _select_latest("faithfulness_differences"),
     ),
     "keyword_quality_current": (
         "keyword lists of each plan name's latest evaluation",

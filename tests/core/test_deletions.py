@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import yaml
@@ -13,8 +14,9 @@ import yaml
 from core.models import LINES, Shelf, save_trainable
 from core.test_executor import make_task, model_task, stage
 from core.test_faithfulness import TOLERANCE, make_tracer
-from lexplain.deletions import DELETIONS, deletion_batches
-from lexplain.evaluation import METRICS, compute_figures, list_contestants
+from lexplain.class_deletion import compute_figures
+from lexplain.deletions import CLASS_DELETIONS, DELETIONS, WordList, deletion_batches, removal_batches
+from lexplain.evaluation import list_contestants
 from lexplain.executor import explain_batches
 from lexplain.faithfulness import PROTOCOLS, ScoredText
 from lexplain.methods import find_method
@@ -23,7 +25,7 @@ from lexplain.schema import TABLES
 from lexplain.words import Word
 
 TEXTS = tuple(" ".join(LINES[number % 4 : number % 4 + 2]) + f" {number}" for number in range(20))
-NAMES = tuple(METRICS)
+NAMES = ("dig-2021", "dig-2021-log-odds", "eraser-2020", "marc-2023")
 
 
 def explain(task: Any) -> list[dict[str, Any]]:
@@ -62,56 +64,90 @@ def test_a_task_traces_each_model_s_explanations(shelf: Shelf) -> None:
             assert set(other["predicted"]) <= set(classifier.labels)
 
 
-def test_the_columns_are_those_of_the_table() -> None:
-    assert [field.name for field in DELETIONS] == [name for name, _, _ in TABLES["deletions"].columns]
+@pytest.mark.parametrize(("schema", "table"), [(DELETIONS, "deletions"), (CLASS_DELETIONS, "class_deletions")])
+def test_the_columns_are_those_of_the_table(schema: pa.Schema, table: str) -> None:
+    assert [field.name for field in schema] == [name for name, _, _ in TABLES[table].columns]
 
 
-def row(
-    digest: str, label: str, protocol: str, whole: float, without: list[float], alone: list[float] | None
-) -> dict[str, Any]:
-    return {
-        "text_digest": digest,
-        "label": label,
-        "protocol": protocol,
-        "sizes": [1, 2],
-        "whole": whole,
-        "without": without,
-        "alone": alone,
-    }
+def test_a_text_loses_the_lists_of_the_other_half(shelf: Shelf) -> None:
+    """Every class's, and of random words its own class's; probabilities are those that the tracer gives."""
+    classifier = shelf.classifier("bert")
+    task = make_task(model_task(shelf.folder("bert")), max_tokens=64, top_k=2)
+    rows = [row | {"side": number % 2} for number, row in enumerate(explain(task))]
+    words = [frozenset(word["word"] for row in rows[part::5] for word in row["words"][:2]) for part in range(5)]
+    named = [(label, side, draw) for label in classifier.labels for side in (0, 1) for draw in (None, 0, 1)]
+    lists = [WordList(*name, words[number % 5]) for number, name in enumerate(named)]
+    batch = pa.RecordBatch.from_pylist(rows)
+    made = [
+        row for each in removal_batches(iter([batch]), task=task, keyword_key="k", lists=lists, device="cpu")
+        for row in each.to_pylist()
+    ]  # fmt: skip
+    assert [row["doc_id"] for row in made] == [row["doc_id"] for row in rows]
+    assert len({row["label"] for row in rows}) > 1
+    for given, found in zip(rows, made, strict=True):
+        mine = [
+            each
+            for each in lists
+            if each.side == 1 - given["side"] and each.draw in (None, *([0, 1] if each.label == given["label"] else []))
+        ]
+        assert [(each["list"], each["draw"]) for each in found["removed"]] == [(each.label, each.draw) for each in mine]
+        (expected,) = make_tracer(classifier).remove([given["text"].decode()], [[each.words for each in mine]])
+        assert expected is not None
+        label = classifier.labels.index(given["label"])
+        assert found["whole"] == pytest.approx(expected.whole[label], abs=TOLERANCE)
+        assert [each["n_words"] for each in found["removed"]] == expected.n_words
+        probabilities = [each["probability"] for each in found["removed"]]
+        np.testing.assert_allclose(probabilities, expected.without[:, label], rtol=0, atol=TOLERANCE)
+        assert found["keyword_key"] == "k"
+        assert found["reason"] is None
 
 
-def test_figures_are_means_over_documents_and_pairs_with_random() -> None:
-    """A document with two explanations counts once; differences are of the documents that both methods have."""
-    draw = np.random.default_rng(4)
-    rows: dict[str, list[dict[str, Any]]] = {"random": [], "good": []}
-    truth: dict[str, dict[str, list[float]]] = {"random": {}, "good": {}}
-    for number in range(30):
-        for method in rows:
-            if method == "random" and number == 0:
-                continue
-            for label in ("a", "b")[: 1 + number % 2]:
-                whole, loss = 0.9, float(draw.uniform(0.3, 0.6) if method == "good" else draw.uniform(0, 0.2))
-                truth[method].setdefault(f"d{number}", []).append(loss)
-                for protocol in METRICS:
-                    alone = None if protocol.endswith("log-odds") else [whole - 0.1, whole - 0.3]
-                    rows[method].append(row(f"d{number}", label, protocol, whole, [whole - loss, whole - loss], alone))
-    figures = {(f.method, f.protocol, f.metric, f.label): f for f in compute_figures(rows)}
-    mine = {name: float(np.mean(values)) for name, values in truth["good"].items()}
-    other = {name: float(np.mean(values)) for name, values in truth["random"].items()}
-    found = figures["good", "marc-2023", "comprehensiveness", None]
-    assert found.value == pytest.approx(np.mean(list(mine.values())))
-    assert found.n_documents == 30
-    differences = np.array([mine[name] - other[name] for name in other])
-    assert found.over_random == pytest.approx(differences.mean())
-    # the interval of a mean of 29: a normal one is close
-    error = differences.std(ddof=1) / np.sqrt(29)
-    assert found.over_random_low == pytest.approx(differences.mean() - 1.96 * error, abs=0.3 * error)
-    assert found.over_random_high == pytest.approx(differences.mean() + 1.96 * error, abs=0.3 * error)
-    assert figures["good", "eraser-2020", "sufficiency", None].value == pytest.approx(0.2)
-    assert figures["good", "dig-2021-log-odds", "log_odds", None].value < 0
-    assert figures["good", "marc-2023", "comprehensiveness", "b"].n_documents == 15
-    assert figures["random", "marc-2023", "comprehensiveness", None].over_random is None
-    assert len(figures) == 2 * 7 * 3
+def test_figures_of_class_deletion_are_means_over_documents() -> None:
+    """In pandas, from rows of three classes, two models a document."""
+    draw = np.random.default_rng(5)
+    rows, labels = [], ["a", "b", "c"]
+    for number in range(60):
+        for _ in range(2):
+            label = labels[number % 3]
+            removed = [
+                {"list": each, "draw": None, "n_words": 1, "predicted": str(draw.choice(labels)),
+                 "probability": float(draw.uniform(0, 0.5) if each == label else draw.uniform(0.4, 0.9))}
+                for each in labels[: 2 + number % 2]
+            ]  # fmt: skip
+            removed += [
+                {
+                    "list": label,
+                    "draw": each,
+                    "n_words": 1,
+                    "predicted": label,
+                    "probability": float(draw.uniform(0.5, 0.9)),
+                }
+                for each in range(number % 3 if label in labels[: 2 + number % 2] else 0)
+            ]
+            rows.append({"text_digest": f"d{number}", "label": label, "whole": 0.9, "removed": removed})
+    table = pd.DataFrame([row | each for row in rows for each in row["removed"]])
+    table["loss"] = table.whole - table.probability
+    own = table[(table.list == table.label) & table.draw.isna()]
+    random = table[table.draw.notna()]
+    expected = {
+        "deletion": own.groupby(["label", "text_digest"]).loss.mean().groupby("label").mean(),
+        "deletion_of_random": random.groupby(["label", "text_digest"]).loss.mean().groupby("label").mean(),
+        "deletion_flips": (own.predicted != own.label).groupby([own.label, own.text_digest]).mean().groupby("label").mean(),
+        "deletion_elsewhere": table[(table.list != table.label) & table.draw.isna()]
+        .groupby(["list", "text_digest"]).loss.mean().groupby("list").mean(),
+    }  # fmt: skip
+    figures = {(figure.metric, figure.label): figure for figure in compute_figures(rows)}
+    for metric, values in expected.items():
+        for label, value in values.items():
+            assert figures[metric, label].value == pytest.approx(value), (metric, label)
+        mean = figures[metric, None]
+        assert mean.value == pytest.approx(values.mean())
+        assert mean.ci_low < mean.value < mean.ci_high
+    # classes are sampled each for itself, so their mean is told more exactly than they
+    widths = [figures["deletion", label].ci_high - figures["deletion", label].ci_low for label in ("a", "b", "c")]
+    whole = figures["deletion", None]
+    assert whole.ci_high - whole.ci_low == pytest.approx(np.sqrt(np.square(widths).sum()) / 3, rel=0.2)
+    assert figures["deletion_over_random", "b"].value > 0.2
 
 
 def test_the_plan_s_own_method_keeps_its_options(shelf: Shelf, tmp_path: Path) -> None:

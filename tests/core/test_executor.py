@@ -75,7 +75,7 @@ def make_task(*models: ModelTask, **changes: Any) -> ExplainTask:
         "method": "integrated_gradients.v1", "options": {"rule": "midpoint", "nodes": 5, "baseline": "mask"},
         "max_tokens": 40, "overlap": 6, "max_windows": None, "max_characters": 1000, "merge": "sum",
         "budget_tokens": 2000, "threads": 1, "models_in_memory": 4, "allow_pickle": False,
-        "precision": "float32", "top_k": None, "compile": False,
+        "precision": "float32", "top_k": None, "gold": False, "compile": False,
     }  # fmt: skip
     return ExplainTask(models=models, **settings | changes)
 
@@ -360,6 +360,39 @@ def test_so_many_labels_as_asked_are_explained(shelf: Shelf, models: ModelCache,
     assert [row["label_rank"] for row in rows] == [*range(top_k)] * 2
     probabilities = [row["probability"] for row in rows[:top_k]]
     assert probabilities == sorted(probabilities, reverse=True)
+
+
+def test_gold_labels_are_explained_beside_the_predicted_one(shelf: Shelf, models: ModelCache):
+    """Whatever the model predicts, each label once, most probable first; names that the model does not know are no rows."""
+    every = make_task(model_task(shelf.folder("bert")), top_k=3)
+    expected = {(row["doc_id"], row["label"]): row for row in explain([stage(TEXTS[:2])], every)}
+    predicted = {doc: label for (doc, label), row in expected.items() if row["label_rank"] == 0}
+    unlikely = next(label for (_, label), row in expected.items() if row["label_rank"] == 2)
+    task = make_task(model_task(shelf.folder("bert")), gold=True)
+    rows = explain([stage(TEXTS[:2], labels=[unlikely, "unknown"])], task)
+    for doc, label in predicted.items():
+        mine = [row for row in rows if row["doc_id"] == doc]
+        assert [row["label"] for row in mine] == sorted(
+            {label, unlikely}, key=lambda name: expected[doc, name]["label_rank"]
+        )
+        for rank, row in enumerate(mine):
+            assert row["label_rank"] == rank
+            assert row["is_gold"] == (row["label"] == unlikely)
+            assert row["target_score"] == pytest.approx(expected[doc, row["label"]]["target_score"], abs=1e-5)
+            found = {(word["word"], word["start"]): word["score"] for word in row["words"]}
+            right = {(word["word"], word["start"]): word["score"] for word in expected[doc, row["label"]]["words"]}
+            assert found == pytest.approx(right, abs=1e-4)
+    without = explain([stage(TEXTS[:2])], task)
+    assert [row["label"] for row in without] == list(predicted.values())
+
+
+def test_a_text_with_different_gold_labels_is_explained_for_each(shelf: Shelf, models: ModelCache):
+    task = make_task(model_task(shelf.folder("bert")), gold=True)
+    labels = shelf.classifier("bert").labels
+    rows = explain([stage(TEXTS[:1], labels=[label]) for label in labels], task)
+    assert [row["label"] for row in rows if row["is_gold"]] == list(labels)
+    # of three labels one is predicted, the others come beside it
+    assert len(rows) == 1 + 2 + 2
 
 
 def test_a_compiled_model_gives_the_rows_of_an_eager_one(shelf: Shelf, models: ModelCache, monkeypatch):

@@ -129,6 +129,37 @@ def test_traces_are_those_of_a_slow_reader(shelf: Shelf, family: str, name: str)
         check(found, reader, text, protocol, number % len(classifier.labels))
 
 
+@pytest.mark.parametrize(("family", "max_tokens"), [("bert", 64), ("bert", 12), ("roberta", 64), ("textcnn", 64)])
+def test_lists_of_words_go_with_all_their_occurrences(shelf: Shelf, family: str, max_tokens: int) -> None:
+    """As a slow reader deletes their tokens; every text with lists of its own, words that it lacks among them."""
+    classifier, reader = shelf.classifier(family), SlowReader(str(shelf.folder(family)), max_tokens)
+    texts = [f"{line} Again: {line.upper()}" for line in TEXTS]
+    keys = [sorted({word.key for word in segment(text)}) for text in texts]
+    lists = [[{mine[0]}, set(mine[1::3]), set(mine), {"absent"}] for mine in keys]
+    found = make_tracer(classifier, max_tokens).remove(texts, lists)
+    protocol = Protocol("delete", "word", (1.0,))
+    for text, mine, removal in zip(texts, lists, found, strict=True):
+        assert removal is not None
+        words = score_words(text)
+        units = {unit[0]: unit for unit in reader.rank(ScoredText(text, "any", words), protocol)[0]}
+        np.testing.assert_allclose(removal.whole, reader.read(text, set(), "delete"), rtol=0, atol=TOLERANCE)
+        encoded = reader.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        for number, chosen in enumerate(mine):
+            gone, occurrences = set(), 0
+            for first, unit in units.items():
+                _, end = encoded["offset_mapping"][first]
+                (word,) = [word for word, _ in words if word.start < end <= word.end]
+                if word.key in chosen:
+                    gone |= set(unit)
+                    occurrences += 1
+            assert removal.n_words[number] == occurrences
+            right = reader.read(text, gone, "delete")
+            np.testing.assert_allclose(removal.without[number], right, rtol=0, atol=TOLERANCE)
+        assert removal.n_words[3] == 0
+        assert removal.n_words[2] > len(mine[2])
+        np.testing.assert_array_equal(removal.without[3], removal.whole)
+
+
 @pytest.mark.parametrize("name", list(PROTOCOLS))
 def test_long_texts_lose_words_in_every_window(shelf: Shelf, name: str) -> None:
     """Units are ranked over the whole text; the probability is that of the mean logits."""

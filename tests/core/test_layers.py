@@ -20,7 +20,7 @@ PARTS = ("cli", "methods", "preparation")  # folders whose modules form one part
 # Bottom up: a module imports from layers below its own, and within its own where that makes no circle.
 KERNEL: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("settings", "words", "splits", "model_store", "prepared_files", "plausibility", "overlap"),
+    ("settings", "words", "splits", "model_store", "prepared_files", "plausibility", "overlap", "resampling"),
     ("local_files", "presets"),
     ("plan",),
     ("keys", "template"),
@@ -30,7 +30,7 @@ KERNEL: tuple[tuple[str, ...], ...] = (
     ("passes",),
     ("engine", "faithfulness"),
     ("executor",),
-    ("sampling", "deletions"),
+    ("sampling", "deletions", "comparison"),
 )
 LAYERS = (
     *KERNEL,
@@ -43,6 +43,8 @@ LAYERS = (
     ("attribution", "keywords"),
     ("training", "preparation", "keyword_quality"),
     ("pipeline",),
+    ("tracing",),
+    ("class_deletion",),
     ("evaluation",),
     ("terminal", "demo"),
     ("outcome",),
@@ -54,6 +56,8 @@ LAYERS = (
 NARROW: dict[str, set[str]] = {
     "calibration": {"errors", "overlap"},
     "overlap": set(),
+    "resampling": set(),
+    "comparison": {"faithfulness", "resampling"},
     "prepared_files": {"errors"},
     "anchors": {"prepared_files"},
     "neighbours": {"errors", "prepared_files"},
@@ -107,6 +111,8 @@ OWNERS: dict[str, set[str]] = {
         "keywords",
         "keyword_quality",
         "pipeline",
+        "tracing",
+        "class_deletion",
         "evaluation",
     },
     "tokenizers": {"textcnn", "model_store"},
@@ -115,7 +121,7 @@ OWNERS: dict[str, set[str]] = {
     "pandas": {"attribution"},
     "captum": {"methods.captum"},
     "icu4py": {"words"},
-    "scipy": {"calibration"},
+    "scipy": {"calibration", "resampling"},
     "rich": {"terminal", "outcome", "cli"},
     "typer": {"cli"},
     "yaml": {"settings", "template"},

@@ -87,6 +87,20 @@ def test_what_is_told_follows_from_the_traces(first: Tables) -> None:
         assert row.ci_low < row.value < row.ci_high
 
 
+def test_each_pair_of_methods_is_tested_on_the_documents_that_both_have(first: Tables) -> None:
+    found = first.spark.sql("SELECT * FROM faithfulness_differences_current").toArrow().to_pandas()
+    figures = read(first, "faithfulness").query("label.isna()").set_index(["method", "protocol", "metric"])
+    assert len(found) == 6 * 7
+    for row in found.itertuples():
+        one, other = (figures.loc[(name, row.protocol, row.metric)] for name in (row.method, row.other))
+        assert row.difference == pytest.approx(one["value"] - other["value"])  # all have the same documents
+        assert row.n_documents == one["n_documents"]
+        assert row.ci_low <= row.difference <= row.ci_high
+    sure = found.query("method == 'integrated_gradients' and other == 'random' and metric == 'comprehensiveness'")
+    assert len(sure) == 3
+    assert (sure.p_adjusted < 0.05).all()
+
+
 def test_words_that_decide_are_found_by_signed_methods(first: Tables) -> None:
     rows = first.spark.sql(
         "SELECT * FROM faithfulness_current WHERE label IS NULL AND metric = 'comprehensiveness'"
@@ -113,14 +127,37 @@ def test_lists_of_each_method_are_told_and_shown_to_nobody_else(first: Tables) -
     assert first.spark.sql("SELECT * FROM keywords_current").count() == 0
 
 
+def test_without_its_keywords_a_class_is_no_longer_predicted(first: Tables) -> None:
+    """The planted word decides: without it other classes win; without as frequent other words nothing happens."""
+    figures = first.spark.sql(
+        "SELECT * FROM keyword_quality_current WHERE method = 'integrated_gradients' AND metric LIKE 'deletion%'"
+    ).toArrow().to_pandas().set_index(["metric", "label"])  # fmt: skip
+    labels = set(figures.loc["deletion"].index.dropna())
+    assert labels == {"politics", "sports", "business"} or len(labels) == 3
+    for label in labels:
+        assert figures.loc[("deletion", label), "value"] > 0.5
+        assert figures.loc[("deletion_flips", label), "value"] > 0.8
+        assert figures.loc[("deletion_over_random", label), "ci_low"] > 0.3
+        assert figures.loc[("deletion_elsewhere", label), "value"] < 0.2
+    rows = read(first, "class_deletions")
+    explained = read(first, "explanations").query("status == 'explained' and is_gold and probability > 0.5")
+    assert not rows.duplicated(["keyword_key", "explain_key", "doc_id", "label"]).any()
+    assert len(rows) == len(explained)
+    # lists were made of the other half of the documents: in pandas, the first of a class by its mean score
+    groups = rows.text_digest.map(lambda digest: int(digest[-8:], 16) % 20 % 2)
+    assert set(groups) == {0, 1}
+
+
 def test_the_same_command_makes_nothing_anew(first: Tables, plan: Path, capfd: pytest.CaptureFixture[str]) -> None:
     before = first.versions()
     code, printed = evaluate(plan, "--methods", METHODS, "--documents", "40", capfd=capfd)
     assert code == 0, printed
-    assert numbers(printed, "explanations measured now") == [0, 0, 0, 0]
+    assert numbers(printed, "explanations measured now") == [0] * 8
     assert numbers(printed, "made now") == [0, 0, 0, 0]
     after = first.versions()
-    assert {name for name in before if after[name] != before[name]} <= {"runs", "faithfulness", "keyword_quality"}
+    written = {"runs", "faithfulness", "faithfulness_differences", "keyword_quality"}
+    assert {name for name in before if after[name] != before[name]} <= written
+    assert "is ahead of random" in printed
     lines = [line.split("\t") for line in printed.splitlines() if "\t" in line]
     board, lists = lines[:5], lines[5:]
     assert board[0][:2] == ["method", "comprehensiveness dig-2021"]
@@ -132,7 +169,7 @@ def test_the_same_command_makes_nothing_anew(first: Tables, plan: Path, capfd: p
         == {row["method"] for row in first.read("keyword_quality").collect()}
         <= {*names, "tf-idf"}
     )
-    for table in ("faithfulness", "keyword_quality"):
+    for table in ("faithfulness", "faithfulness_differences", "keyword_quality"):
         assert first.read(table).select("evaluation_key").distinct().count() == 1
 
 
@@ -147,9 +184,41 @@ def test_what_is_lost_is_measured_again(first: Tables, plan: Path, capfd: pytest
     code, printed = evaluate(plan, "--methods", METHODS, "--documents", "40", capfd=capfd)
     assert code == 0, printed
     # the chunk that lacks some is measured whole
-    assert sorted(numbers(printed, "explanations measured now"))[:3] == [0, 0, 0]
+    assert sorted(numbers(printed, "explanations measured now"))[:7] == [0] * 7
     assert sum(numbers(printed, "explanations measured now")) > 0
     assert first.read("deletions").count() == count
+
+
+def test_another_protocol_is_measured_beside_those_that_are_there(
+    first: Tables, plan: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Arras et al.: gold labels are explained too; what words' removal does to the share of right predictions."""
+    code, printed = evaluate(
+        plan, "--methods", "gradient_x_input", "--documents", "40", "--protocols", "arras-2016", capfd=capfd
+    )
+    assert code == 0, printed
+    rows = first.spark.sql(
+        f"SELECT * FROM faithfulness_current WHERE name = '{yaml.safe_load(plan.read_text())['name']}'"
+    )
+    found = {row["metric"] for row in rows.where("label IS NULL").collect()}
+    assert "accuracy_of_correct" in found
+    deletions = read(first, "deletions")
+    explained = read(first, "explanations").query("status == 'explained'")
+    with_gold = explained.groupby(["explain_key", "doc_id"]).is_gold.any().groupby("explain_key").mean()
+    keys = set(deletions[deletions.protocol == "arras-2016"].explain_key)
+    assert len(keys) == 4
+    assert (with_gold[list(keys)] == 1.0).all()
+    # in pandas: of predictions that are right, the share that stays so, over all sizes
+    gold = read(first, "staged").drop_duplicates("doc_id").set_index("doc_id").labels
+    (figure,) = rows.where("label IS NULL AND metric = 'accuracy_of_correct' AND method = 'random'").collect()
+    mine = deletions[deletions.explain_key.isin(figure["explain_keys"]) & (deletions.protocol == "arras-2016")]
+    mine = mine.merge(explained[["explain_key", "doc_id", "label", "label_rank", "is_gold"]])
+    mine = mine[(mine.label_rank == 0) & mine.is_gold]
+    right = [np.mean([label in set(gold[doc]) for label in predicted])
+             for doc, predicted in zip(mine.doc_id, mine.predicted, strict=True)]  # fmt: skip
+    by_document = pd.Series(right, index=mine.index).groupby(mine.text_digest).mean()
+    assert figure["value"] == pytest.approx(by_document.mean())
+    assert figure["n_documents"] == len(by_document)
 
 
 @pytest.mark.parametrize(
@@ -162,3 +231,10 @@ def test_unfit_methods_are_refused_before_spark(
     code, printed = evaluate(plan, "--methods", f"saliency,{methods}", capfd=capfd)
     assert code == 2
     assert message in printed
+
+
+def test_a_protocol_that_there_is_not_is_refused_before_spark(plan: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, printed = evaluate(plan, "--methods", "saliency", "--protocols", "eraser", capfd=capfd)
+    assert code == 2
+    assert "protocols='eraser'" in printed
+    assert "eraser-2020" in printed

@@ -94,6 +94,9 @@ def evaluate_command(
     plan: PlanPath,
     methods: Annotated[str, typer.Option(help="Ids or names, with commas between; NAME:PRESET for a preset.")],
     documents: Annotated[int, typer.Option(help="Explain so many documents of the corpus at most.", min=2)] = 200,
+    protocols: Annotated[
+        str, typer.Option(help="How words are taken away: dig-2021, eraser-2020, marc-2023, arras-2016.")
+    ] = "dig-2021,eraser-2020,marc-2023",
 ) -> None:
     """Compare methods on the same documents: what predictions lose without the words that each of them names.
 
@@ -104,17 +107,18 @@ def evaluate_command(
 
     try:
         loaded = load_plan(plan)
-        contestants = list_contestants(loaded, split_list(methods), documents, find_method)
+        presets = split_list(protocols)
+        contestants = list_contestants(loaded, split_list(methods), documents, find_method, presets)
     except PlanError as error:
         raise refuse(error, BAD_PLAN) from None
     with open_terminal("evaluate", None if loaded.sink.path is None else Path(loaded.sink.path)) as terminal:
         progress = StageProgress(terminal.console)
         try:
             spark = terminal.open_session(f"lexplain evaluate {loaded.name}")
-            found = evaluate(spark, loaded, contestants, find_method, progress)
+            found = evaluate(spark, loaded, contestants, find_method, progress, presets)
         finally:
             progress.close()
-        show_leaderboard(terminal.console, found.faithfulness)
+        show_leaderboard(terminal.console, found.faithfulness, found.differences)
         show_quality(terminal.console, found.quality)
 
 
