@@ -115,6 +115,7 @@ def make_task(spark: SparkSession, plan: Plan, find_method: FindMethod, models: 
         precision=plan.method.precision,
         top_k=plan.method.top_k,
         gold=plan.method.gold,
+        against=plan.method.against,
         max_tokens=plan.text.max_tokens,
         overlap=plan.text.overlap,
         max_windows=plan.text.max_windows,

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lexplain.faithfulness import Trace
 from lexplain.resampling import RESAMPLES, adjust_holm, bootstrap_mean, permute_signs
 
 CONTROL = "random"
@@ -191,6 +190,8 @@ def _is_of(row: Mapping[str, Any], of: Selection, mistaken: set[tuple[str, str]]
 def _measure(row: Mapping[str, Any], name: str) -> float:
     if name.startswith("accuracy"):
         return float(np.mean([label in row["gold"] for label in row["predicted"]]))
+    from lexplain.faithfulness import Trace  # it loads torch, which those who read figures need not
+
     alone = None if row["alone"] is None else np.array(row["alone"])
     trace = Trace(np.array(row["sizes"]), row["whole"], np.array(row["without"]), alone)
     return float(getattr(trace, name))

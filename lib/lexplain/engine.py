@@ -43,7 +43,7 @@ class Explanation:
         label: The label that is explained, or the name of a regression's output.
         label_rank: 0 for the text's most probable label.
         probability: Of the label; None for a regression.
-        target_score: F(x), the label's logit or the regression's output, mean over windows.
+        target_score: F(x), the label's logit, what it has more than another's, or the regression's output; mean over windows.
         baseline_score: F(baseline), mean over windows.
         completeness_gap: F(x) - F(baseline) - sum of the token scores, before any of it is distributed; of a mask what the
             kept text lacks. None where scores are sizes without a sign, which are no parts of a logit.
@@ -107,7 +107,7 @@ class Explainer:
         self, classifier: Classifier, method: Method, options: Mapping[str, object], *, max_tokens: int,
         overlap: int,
         max_windows: int | None, merge: Literal["sum", "absmax"], budget_tokens: int,
-        top_k: int | None = None, prepared: object = None, label: str | None = None,
+        top_k: int | None = None, prepared: object = None, label: str | None = None, against: str | None = None,
     ) -> None:  # fmt: skip
         """Check everything that can be checked without a text.
 
@@ -124,6 +124,7 @@ class Explainer:
             top_k: Explain so many of the most probable labels, predicted or not; None: the predicted ones.
             prepared: What a preparation has made for this model and method, as a `Calibration`.
             label: Explain this label only, predicted or not.
+            against: Explain every other label by what its logit has more than this one's.
 
         Raises:
             ModelError: The method cannot explain the model, or it has not that many positions or no such baseline
@@ -143,11 +144,12 @@ class Explainer:
             raise PlanError(method.id, problems)
         completed = method.complete_options(options)
         method.check_network(classifier.model.config, completed)
-        if label is not None and label not in classifier.labels:
-            raise ModelError(
-                f"label={label!r} must be one of {', '.join(classifier.labels)}. Another label's words would have been "
-                f"shown. Write one of these."
-            )
+        for name, value in {"label": label, "against": against}.items():
+            if value is not None and value not in classifier.labels:
+                raise ModelError(
+                    f"{name}={value!r} must be one of {', '.join(classifier.labels)}. Another label's words would have been "
+                    f"shown. Write one of these."
+                )
         if method.foremost(completed) and (label is not None or (top_k or 1) > 1):
             raise ModelError(
                 f"{method.id} explains only a text's most probable label with these options. Another label would have got "
@@ -166,6 +168,7 @@ class Explainer:
         self._top_k = top_k
         self._prepared = prepared
         self._label = label
+        self._against = None if against is None else classifier.labels.index(against)
         self._compares = method.prepares(self._options) == "neighbours"
 
     @property
@@ -188,8 +191,7 @@ class Explainer:
 
         Args:
             texts: To be explained.
-            labels: Of each text, labels to explain besides those that the explainer chooses; ones that the model does not
-                know are left out.
+            labels: Of each text, labels to explain besides those that the explainer chooses; unknown ones are left out.
 
         Note:
             Runs on: executor. Cost: about a millisecond a text.
@@ -287,7 +289,7 @@ class Explainer:
             return [(label, values[label])]
         ranked = sorted(range(len(values)), key=lambda label: -values[label])
         chosen = set(self._classifier.predict(probabilities) if self._top_k is None else ranked[: self._top_k])
-        return [(label, values[label]) for label in ranked if label in chosen | asked]
+        return [(label, values[label]) for label in ranked if label in chosen | asked and label != self._against]
 
     def _batches(self, documents: Sequence[_Document]) -> Iterator[list[_Row]]:
         """Yield rows, longest first, in batches of some passes: what one row no longer needs, others fill."""
@@ -382,7 +384,11 @@ class Explainer:
             special=batch.special | ~batch.mask,
             words=torch.from_numpy(words).to(batch.ids.device),
             seeds=torch.tensor([row.seed(self._method.id) for row in rows]),
-            target_score=torch.tensor([row.target_score for row in rows], dtype=torch.float64, device=batch.ids.device),
+            target_score=torch.tensor(
+                [self._score(row.document, row.target)[row.number] for row in rows],
+                dtype=torch.float64,
+                device=batch.ids.device,
+            ),
             baseline_id=self._baseline_id,
             prepared=self._prepared,
             identity=self._identify(rows, batch.ids, words) if self._compares else None,
@@ -390,7 +396,7 @@ class Explainer:
         evaluate = Evaluation(
             classifier, inputs, batch.token_types, self._budget,
             windows=np.array([row.window_number for row in rows], dtype=np.int64),
-            targets=torch.tensor([row.target.label for row in rows], device=batch.ids.device),
+            targets=torch.tensor([row.target.label for row in rows], device=batch.ids.device), against=self._against,
         )  # fmt: skip
         return evaluate, inputs
 
@@ -451,6 +457,11 @@ class Explainer:
             return Rejection("not_converged", "The scores are not within the tolerance after the most points allowed.")
         return [self._merge_words(document, target, rank) for rank, target in enumerate(document.targets)]
 
+    def _score(self, document: _Document, target: _Target) -> NDArray[np.float64]:
+        """Return F(x) of each window."""
+        other = 0.0 if self._against is None else document.logits[:, self._against]
+        return np.asarray(document.logits[:, target.label] - other)
+
     def _merge_words(self, document: _Document, target: _Target, rank: int) -> Explanation:
         windows, offsets = document.encoding.windows, document.encoding.offsets
         seen_until = int(offsets[:, 1].max(initial=0))
@@ -469,7 +480,7 @@ class Explainer:
         else:
             spans = []
             word_scores, other = merge_tokens(words, offsets, token_scores, document.text, rule=self._merge)
-        target_score = float(document.logits[:, target.label].mean())
+        target_score = float(self._score(document, target).mean())
         baseline_score = target.baseline_score / len(windows)
         gap = target.gap / len(windows) if self._method.mask or self._method.signed else None
         difference = abs(target_score - baseline_score)
@@ -556,10 +567,6 @@ class _Row:
     @property
     def window(self) -> Window:
         return self.document.encoding.windows[self.number]
-
-    @property
-    def target_score(self) -> float:
-        return float(self.document.logits[self.number, self.target.label])
 
     def find_words(self) -> NDArray[np.int64]:
         """Return the word number of each token of the window, -1 for none."""

@@ -106,6 +106,7 @@ class ExplainTask:
     precision: Precision
     top_k: int | None
     gold: bool
+    against: str | None
     max_tokens: int
     overlap: int
     max_windows: int | None
@@ -316,6 +317,7 @@ def open_explainer(task: ExplainTask, model: ModelTask, device: str) -> Explaine
         merge=task.merge,
         budget_tokens=task.budget_tokens or choose_budget(device),
         top_k=task.top_k,
+        against=task.against,
         prepared=_open_prepared(task, model),
     )
 
@@ -473,7 +475,7 @@ def _rows(document: dict[str, Any], outcome: Outcome, task: ExplainTask, model: 
         return [row | {"status": "no_label"}]
     return [
         row
-        | _explanation_columns(explanation, task.accuracy)
+        | _explanation_columns(explanation, task)
         | {"status": "explained", "label_rank": rank, "is_gold": _is_gold(explanation, document["labels"])}
         for rank, explanation in enumerate(outcome)
     ]
@@ -484,7 +486,7 @@ def _is_gold(explanation: Explanation, labels: Sequence[str] | None) -> bool | N
     return None if labels is None or explanation.probability is None else explanation.label in labels
 
 
-def _explanation_columns(explanation: Explanation, accuracy: str) -> dict[str, Any]:
+def _explanation_columns(explanation: Explanation, task: ExplainTask) -> dict[str, Any]:
     copied = (
         "label", "probability", "target_score", "baseline_score", "completeness_gap", "completeness_gap_relative",
         "evaluations", "converged", "token_norm", "n_tokens", "n_windows", "other_score",
@@ -494,8 +496,14 @@ def _explanation_columns(explanation: Explanation, accuracy: str) -> dict[str, A
         {"start": words[0].start, "end": words[-1].end, "words": [word.key for word in words], "score": score}
         for words, score in explanation.spans
     ]
-    target = "output" if explanation.probability is None else "logit"
-    return columns | {"target": target, "accuracy": accuracy, "words": word_rows(explanation), "spans": spans or None}
+    target = "logit" if task.against is None else f"logit less that of {task.against}"
+    target = "output" if explanation.probability is None else target
+    return columns | {
+        "target": target,
+        "accuracy": task.accuracy,
+        "words": word_rows(explanation),
+        "spans": spans or None,
+    }
 
 
 def word_rows(explanation: Explanation) -> list[dict[str, Any]]:

@@ -80,7 +80,7 @@ def neighbours_key(plan: Plan, find_method: FindMethod, model_digest: str) -> st
     """
     method = find_method(plan.method.id)
     options = method.complete_options(plan.method.asked)
-    scored = [options.get(name) for name in ("base", "samples", "noise", "layer")]
+    scored = [*(options.get(name) for name in ("base", "samples", "noise", "layer")), *_contrast(plan)]
     text = plan.text  # the windows decide which labels a reference has
     read = (plan.method.precision, text.max_tokens, text.overlap, text.max_windows, text.max_characters, WORD_RULES)
     # Ready models may come with training documents, whose labels count for document frequencies only.
@@ -127,7 +127,12 @@ def _recipe(plan: Plan) -> dict[str, object]:
 def _method(plan: Plan, find_method: FindMethod) -> tuple[object, ...]:
     method = find_method(plan.method.id)
     chosen = (method.id, method.complete_options(plan.method.asked), plan.method.precision, plan.method.top_k)
-    return (*chosen, "gold") if plan.method.gold else chosen  # keys without it are as they were before there was one
+    # keys of plans without them are as they were before there were any
+    return (*chosen, *(["gold"] if plan.method.gold else []), *_contrast(plan))
+
+
+def _contrast(plan: Plan) -> list[object]:
+    return [] if plan.method.against is None else ["against", plan.method.against]
 
 
 def _rules(plan: Plan) -> Keywords:

@@ -1,4 +1,4 @@
-"""Explanations to keywords: sums a chunk, statistics over splits, rules that keep or drop, list overlap.
+"""Explanations to keywords: sums a chunk, statistics over splits, rules that keep or drop.
 
 Words and the phrases that a mask's spans are go the same way, each with tables of their own (`Unit`).
 
@@ -13,11 +13,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from lexplain.evidence import NORMALISED_SCORE, PHRASES_BY_SCORE, is_evidence, select_best_words, strip_word
 from lexplain.keys import evidence_key
-from lexplain.overlap import jaccard, rank_biased_overlap
 from lexplain.schema import SCORE, SCORE_SUM
 from lexplain.tables import quote_list, quote_text
 
@@ -179,59 +178,6 @@ def rank_keywords(
         frequencies AS ({_select_frequencies(documents, plan)})
         {_select_keywords(plan, keyword_key, n_splits, min_splits, signed)}"""
     tables.replace(tables.spark.sql(query).withColumnRenamed("word", unit.column), unit.keywords, where=ours)
-
-
-class ListOverlap(NamedTuple):
-    """How much two keyword lists of a class agree.
-
-    Attributes:
-        label: The class.
-        rank_biased_overlap: 1 for equal lists, 0 for lists that share no word or of which one is empty.
-        jaccard: Shared words over all words; the same at both ends.
-        n_a: Words of the first list that were compared.
-        n_b: Of the second.
-    """
-
-    label: str
-    rank_biased_overlap: float
-    jaccard: float
-    n_a: int
-    n_b: int
-
-
-def compare_lists(
-    tables: Tables, keyword_key_a: str, keyword_key_b: str, *, p: float = 0.9, depth: int = 50
-) -> list[ListOverlap]:
-    """Return how much two keyword tables agree, by label; labels with a keyword in either.
-
-    Args:
-        tables: Reads `keywords`.
-        keyword_key_a: One keyword table.
-        keyword_key_b: The other.
-        p: Weight of the next rank relative to the one before, above 0 and below 1.
-        depth: Keywords of each list that are compared, from rank 1.
-
-    Raises:
-        ValueError: `p` or `depth` is out of range.
-
-    Note:
-        Runs on: driver; the lists' heads come to it.
-    """
-    if not 0.0 < p < 1.0:
-        raise ValueError(
-            f"p={p!r} must be above 0 and below 1. The overlap would be that of the first rank alone, or of no "
-            "rank at all. Write p=0.9, which gives the first 10 ranks 86 % of the weight."
-        )
-    if depth < 1:
-        raise ValueError(
-            f"depth={depth!r} must be >= 1. No keyword would be compared, and no class reported. Write depth=50."
-        )
-    a, b = (read_lists(tables, key, depth) for key in (keyword_key_a, keyword_key_b))
-    return [
-        ListOverlap(label, rank_biased_overlap(one, other, p), jaccard(one, other), len(one), len(other))
-        for label in sorted(a.keys() | b.keys())
-        for one, other in ((a.get(label, []), b.get(label, [])),)
-    ]
 
 
 def read_lists(tables: Tables, keyword_key: str, depth: int) -> dict[str, list[str]]:

@@ -82,6 +82,7 @@ class Evaluation:
         *,
         windows: NDArray[np.int64],
         targets: Tensor,
+        against: int | None = None,
     ) -> None:
         """Take a batch.
 
@@ -92,6 +93,7 @@ class Evaluation:
             budget: What a pass may hold.
             windows: (B,) number of each row's window; rows of one window differ in their target only.
             targets: (B,) number of each row's label.
+            against: Label whose logit is taken from those of the targets; None for none.
         """
         self.unfit: set[int] = set()
         self.model: nn.Module = classifier.model
@@ -101,6 +103,7 @@ class Evaluation:
         self._budget = budget
         self._windows = windows
         self._targets = targets
+        self._against = against
         self._lengths = inputs.mask.sum(1).cpu().numpy()
 
     def logits(self, rows: Tensor, alphas: Tensor) -> Tensor:
@@ -190,8 +193,10 @@ class Evaluation:
         return found[torch.from_numpy(window_of)]
 
     def probabilities(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """Return the probability of each row's target, (N,)."""
+        """Return the probability of each row's target, (N,); against another label, of the two of them."""
         # in float64: 1 - p of a sure prediction is a rounding error of float32
+        if self._against is not None:
+            return self._target_logits(logits.double(), rows).sigmoid()
         return self._classifier.probabilities(logits.double()).gather(1, self._targets[rows, None])[:, 0]
 
     def visit_alone(self, row: int, explain: Callable[[Score, int], None]) -> None:
@@ -278,7 +283,8 @@ class Evaluation:
         return torch.full((count,), math.nan, dtype=torch.float64, device=self._inputs.x.device)
 
     def _target_logits(self, logits: Tensor, rows: Tensor) -> Tensor:
-        return logits.gather(1, self._targets[rows, None])[:, 0]
+        values = logits.gather(1, self._targets[rows, None])[:, 0]
+        return values if self._against is None else values - logits[:, self._against]
 
     def _line(self, rows: Tensor, alphas: Tensor) -> Place:
         """Return the places on the straight lines from baseline to x."""

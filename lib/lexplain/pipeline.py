@@ -130,6 +130,12 @@ class Run:
     def _check_labels(self, models: Sequence[ExplainedModel]) -> None:
         """Refuse models whose labels meet neither the corpus's nor the plan's: every table would be empty."""
         known = {label for model in models for label in model.labels}
+        against = self.plan.method.against
+        if against is not None and any(against not in model.labels for model in models):
+            raise ModelError(
+                f"method.against={against!r} is no label of every model. There would have been nothing to compare with. Write "
+                f"one of: {', '.join(sorted(known))}."
+            )
         unknown = sorted(set(self.plan.keywords.labels) - known)
         if unknown:
             raise ModelError(
@@ -183,7 +189,7 @@ class Run:
         """
         keys = [model.explain_key for model in self.models]
         self._aggregated = True
-        self._counts = self._counts or self._attribution.count_documents()
+        self.check_attributed()
         if _are_regressions(self.models):
             self.record["explain_keys"] = keys
             self.progress.start("aggregate", 0, "table")
@@ -200,6 +206,14 @@ class Run:
             "evidence": describe_evidence(self.plan) | {"increments": self.corpus.increments},
         }
         return key
+
+    def check_attributed(self) -> None:
+        """Count the documents, unless that was done.
+
+        Raises:
+            AccountingError: Attribution is not finished.
+        """
+        self._counts = self._counts or self._attribution.count_documents()
 
     def rank_words(self) -> str:
         """Make the keyword tables without making them the run's: the views go on showing what they showed.

@@ -149,6 +149,9 @@ class MethodChoice:
         None, low=1, says="explain so many of a document's most probable labels; the predicted ones when left out",
         silently="No label would have been explained",
     )  # fmt: skip
+    against: str | None = setting(
+        None, says="explain why a label and not this one: the difference of their logits, for every other label"
+    )
     gold: bool = setting(False, says="true: explain a document's gold labels too, predicted or not")
     precision: Literal["float32", "bfloat16"] = setting(
         "float32", says="of the model's body; paths and sums are float32 or longer"
@@ -456,10 +459,11 @@ def _check_method(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
     if plan.method.gold and plan.corpus.columns.labels is None:
         yield Problem("method.gold", True, "needs corpus.columns.labels", "Only predicted labels would have been explained",
                       "Write corpus.columns.labels, or leave it out")  # fmt: skip
-    if plan.method.gold and plan.method.accuracy == "keywords":
-        yield Problem("method.gold", True, "is of accuracy: document",
-                      "Labels that nobody predicted would have got points that were fitted to predicted ones",
-                      "Write accuracy: document, or leave it out")  # fmt: skip
+    for field, value in {"method.gold": plan.method.gold, "method.against": plan.method.against}.items():
+        if value and plan.method.accuracy == "keywords":
+            yield Problem(field, value, "is of accuracy: document",
+                          "Targets would have got points that were fitted to the logits of predicted labels",
+                          "Write accuracy: document, or leave it out")  # fmt: skip
     if plan.method.options.get("rule") == "calibrated":
         yield Problem("method.options.rule", "calibrated", "is what accuracy: keywords means",
                       "The explanations would have counted as accurate for each document", "Write accuracy: keywords")  # fmt: skip
@@ -469,15 +473,16 @@ def _check_method(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
         field = f"method.options.{problem.field.rsplit('.', 1)[-1]}"
         yield dataclasses.replace(problem, field=field, value=shorten(problem.value))
     if not wrong and method.foremost(method.complete_options(plan.method.asked)):
-        several = {
+        several: dict[str, object] = {
             "method.top_k": (plan.method.top_k or 1) > 1 and plan.method.top_k,
             "method.gold": plan.method.gold,
+            "method.against": plan.method.against,
             "models.multi_label": plan.models.multi_label,
         }
-        for field, value in several.items():
-            if value:
-                yield Problem(field, value, f"is more than one label a text, and {method.id} explains one with these options",
-                              "Every label would have got the words of the most probable one",
+        for field, chosen in several.items():
+            if chosen:
+                yield Problem(field, chosen, f"is another target, and {method.id} explains only a text's greatest logit with these options",
+                              "Every target would have got the words of the most probable label",
                               "Leave it out, or write other options")  # fmt: skip
     # Only fine-tuned models have a folder of their own; what a sink without one misses is told elsewhere.
     homeless = plan.sink.schema is not None and plan.models.base is None and not wrong

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from lexplain.errors import TableError
-from lexplain.schema import EVIDENCE_SQL, OLDEST_VERSION, SCHEMA_VERSION, TABLES, VIEWS, Table
+from lexplain.schema import OLDEST_VERSION, SCHEMA_VERSION, TABLES, Table
+from lexplain.views import EVIDENCE_SQL, VIEWS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -48,7 +48,7 @@ def make_task(model: Path, max_tokens: int, name: str) -> ExplainTask:
     method = find_method(name)
     return ExplainTask(
         models=(ModelTask(0, "key", str(model), digest_folder(model)),), method=method.id, options=method.complete_options({}),
-        precision="float32", top_k=None, max_tokens=max_tokens, overlap=0, max_windows=1, max_characters=1_000_000,
+        precision="float32", top_k=None, gold=False, against=None, max_tokens=max_tokens, overlap=0, max_windows=1, max_characters=1_000_000,
         merge="sum", budget_tokens=None, threads=1, models_in_memory=4, allow_pickle=False, compile=False,
     )  # fmt: skip
 

@@ -75,7 +75,7 @@ def make_task(*models: ModelTask, **changes: Any) -> ExplainTask:
         "method": "integrated_gradients.v1", "options": {"rule": "midpoint", "nodes": 5, "baseline": "mask"},
         "max_tokens": 40, "overlap": 6, "max_windows": None, "max_characters": 1000, "merge": "sum",
         "budget_tokens": 2000, "threads": 1, "models_in_memory": 4, "allow_pickle": False,
-        "precision": "float32", "top_k": None, "gold": False, "compile": False,
+        "precision": "float32", "top_k": None, "gold": False, "against": None, "compile": False,
     }  # fmt: skip
     return ExplainTask(models=models, **settings | changes)
 

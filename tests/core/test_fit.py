@@ -26,10 +26,10 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
 
 def check(
     folder: Path, model: Path, method: str, options: dict[str, Any], *, chosen: dict[str, Any] | None = None,
-    **models: Any,
+    labels: str | None = "label", **models: Any,
 ) -> Plan:  # fmt: skip
     (folder / "corpus.jsonl").write_text("{}\n", encoding="utf-8")
-    source = {"path": str(folder / "corpus.jsonl"), "columns": {"labels": "label"}}
+    source = {"path": str(folder / "corpus.jsonl"), "columns": {"labels": labels} if labels else {}}
     plan = {
         "name": "fit", "corpus": source, "method": {"id": method, "options": options} | (chosen or {}),
         "models": models or {"uris": [str(model)], "corpus": "unseen"},

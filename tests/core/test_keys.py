@@ -68,6 +68,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("method__accuracy", "keywords", TEXT),
     ("method__top_k", 3, TEXT | {"calibration"}),
     ("method__gold", True, TEXT),
+    ("method__against", "b", TEXT | {"neighbours"}),
     ("method__precision", "bfloat16", TEXT | {"calibration", "neighbours"}),
     ("execution__compile", True, set()),
     ("text__max_tokens", 256, TEXT | {"model", "calibration", "neighbours"}),

@@ -14,7 +14,8 @@ from lexplain import cli
 from lexplain.demo import PLAN
 from lexplain.methods import find_method
 from lexplain.plan import Plan
-from lexplain.schema import TABLES, VIEWS
+from lexplain.schema import TABLES
+from lexplain.views import VIEWS
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 

@@ -17,7 +17,9 @@ from lexplain.cli import app
 from lexplain.methods import find_method
 from lexplain.pipeline import open_tables
 from lexplain.plan import Sink
+from lexplain.schema import TABLES
 from lexplain.tables import Tables
+from lexplain.views import VIEWS
 from spark.planted import make_plan, plant, write_json
 
 METHODS = "integrated_gradients, lrp:attnlrp-2024"
@@ -146,6 +148,62 @@ def test_without_its_keywords_a_class_is_no_longer_predicted(first: Tables) -> N
     # lists were made of the other half of the documents: in pandas, the first of a class by its mean score
     groups = rows.text_digest.map(lambda digest: int(digest[-8:], 16) % 20 % 2)
     assert set(groups) == {0, 1}
+
+
+def test_the_queries_of_the_documentation_run(first: Tables) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    queries = re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+    assert len(queries) == 2
+    for query in queries:
+        assert first.spark.sql(query).count() > 0
+    named = set(re.findall(r"`([a-z]+_[a-z_]+)`", text)) & {*TABLES, *VIEWS}
+    assert named == {"keyword_quality_current", "sweeps_current"}
+    metrics = {row["metric"] for row in first.read("keyword_quality").select("metric").distinct().collect()}
+    told = set(re.findall(r"`([a-z_]+)`", text.split("| metric | is |")[1].split("For the")[0])) - {"_jaccard"}
+    assert told == {metric for metric in metrics if not metric.endswith("_jaccard")}
+
+
+def test_a_sweep_ranks_settings_without_a_model(first: Tables, plan: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Of the evaluation's own plan, explained first; its rows are those of the tables that they name."""
+    capfd.readouterr()
+    words = ["sweep", str(plan), "--top-n", "1,5", "--theta", "0.5,1"]
+    refused = CliRunner().invoke(app, words)  # the plan itself was not run yet
+    assert refused.exit_code == 1
+    printed = capfd.readouterr()
+    assert "documents were planned" in printed.out + printed.err + refused.output
+    assert CliRunner().invoke(app, ["run", str(plan)]).exit_code == 0
+    explained = first.read("explanations").count()
+    before = first.spark.sql("SELECT * FROM keywords_current").count()
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert first.read("explanations").count() == explained
+    assert first.spark.sql("SELECT * FROM keywords_current").count() == before > 0
+    rows = read(first, "sweeps")
+    assert sorted(zip(rows.top_n, rows.theta, strict=True)) == [(1, 0.5), (1, 1.0), (5, 0.5), (5, 1.0)]
+    assert sorted(rows["rank"]) == [1, 2, 3, 4]
+    keywords = read(first, "keywords").query("kept")
+    scores = []
+    for row in rows.sort_values("rank").itertuples():
+        mine, metrics = keywords[keywords.keyword_key == row.keyword_key], dict(row.metrics)
+        assert row.n_classes == mine.label.nunique()
+        assert (mine.selection_frequency >= row.theta).all()
+        scores.append(metrics["coverage"] * metrics["coverage_micro"])
+    assert scores == sorted(scores, reverse=True)
+    # the planted word is every class's first, so one word a document covers most
+    assert rows[rows["rank"] == 1].top_n.item() == 1
+
+
+@pytest.mark.parametrize(("option", "value", "message"), [
+    ("--theta", "2", "keywords.theta=2"), ("--top-n", "1.5", "whole numbers"), ("--probability", "x", "must be numbers"),
+])  # fmt: skip
+def test_settings_out_of_range_are_refused_before_spark(
+    plan: Path, option: str, value: str, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
+    done = CliRunner().invoke(app, ["sweep", str(plan), option, value])
+    printed = capfd.readouterr()
+    assert done.exit_code == 2
+    assert message in printed.err + done.output + done.stderr
 
 
 def test_the_same_command_makes_nothing_anew(first: Tables, plan: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,11 +19,11 @@ from pyspark.sql import DataFrame, Row, SparkSession
 
 from lexplain.corpus import Staged
 from lexplain.keys import corpus_key, evidence_key
-from lexplain.keywords import PHRASES, compare_lists, describe_evidence, rank_keywords, sum_words
+from lexplain.keywords import PHRASES, describe_evidence, rank_keywords, sum_words
 from lexplain.plan import Columns, Keywords, Models, Plan, Sink, Source
 from lexplain.schema import TABLES
 from lexplain.tables import Tables
-from pandas_oracle import Rules, make_keyphrases, make_keywords, overlap_rank_biased
+from pandas_oracle import Rules, make_keyphrases, make_keywords
 
 
 @pytest.fixture(scope="module")
@@ -562,61 +562,3 @@ def test_the_jackknife_interval_covers_the_mean(tables: Tables) -> None:
     assert covered == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / n_words))
     naive = 1.96 * found.score_deviation / np.sqrt(found.n_occurrences)
     assert ((found.score_mean - true_mean).abs() <= naive).mean() < 0.85
-
-
-# --- overlap of lists -------------------------------------------------------------------------------------------------
-
-
-def write_lists(tables: Tables, keyword_key: str, lists: dict[str, Sequence[str]]) -> None:
-    rows = [
-        {
-            "keyword_key": keyword_key,
-            "label": label,
-            "word": word,
-            "rank": rank,
-            "kept": True,
-            "selection_frequency": 1.0,
-        }
-        for label, words in lists.items()
-        for rank, word in enumerate(words, 1)
-    ]
-    dropped = {
-        "keyword_key": keyword_key,
-        "label": "NA",
-        "word": "dropped",
-        "kept": False,
-        "drop_reason": "max_classes",
-    }
-    write(tables, "keywords", [*rows, {**dropped, "selection_frequency": 1.0}])
-
-
-def test_overlaps_equal_the_definition(tables: Tables) -> None:
-    rng = random.Random(5)
-    a: dict[str, Sequence[str]] = {"same": "abc", "disjoint": "abc", "swapped": "abc", "only a": "abc"}
-    b: dict[str, Sequence[str]] = {"same": "abc", "disjoint": "def", "swapped": "acb", "only b": "abc"}
-    for number in range(30):
-        a[f"random {number}"] = rng.sample(range(40), rng.randrange(1, 30))
-        b[f"random {number}"] = rng.sample(range(40), rng.randrange(1, 30))
-    for name, lists in (("a", a), ("b", b)):
-        write_lists(tables, f"list {name}", {label: [str(word) for word in words] for label, words in lists.items()})
-    for p, depth in ((0.9, 50), (0.5, 7)):
-        found = {row.label: row for row in compare_lists(tables, "list a", "list b", p=p, depth=depth)}
-        assert found.keys() == a.keys() | b.keys()
-        for label, row in found.items():
-            cut_a, cut_b = a.get(label, [])[:depth], b.get(label, [])[:depth]
-            assert row.rank_biased_overlap == pytest.approx(overlap_rank_biased(cut_a, cut_b, p), abs=1e-12)
-            assert row.jaccard == pytest.approx(len({*cut_a} & {*cut_b}) / len({*cut_a} | {*cut_b}), abs=1e-12)
-            assert (row.n_a, row.n_b) == (len(cut_a), len(cut_b))
-        assert (found["same"].rank_biased_overlap, found["same"].jaccard) == (pytest.approx(1.0), 1.0)
-        assert (found["disjoint"].rank_biased_overlap, found["disjoint"].jaccard) == (0.0, 0.0)
-        assert (found["only a"].rank_biased_overlap, found["only b"].jaccard) == (0.0, 0.0)
-    swapped = {row.label: row for row in compare_lists(tables, "list a", "list b")}["swapped"]
-    # By hand: 1/9 x (0.9 + 0.81 / 2 + 0.729) + 0.729
-    assert swapped.rank_biased_overlap == pytest.approx(0.955)
-
-
-@pytest.mark.parametrize("options", [{"p": 0.0}, {"p": 1.0}, {"depth": 0}])
-def test_overlaps_refuse_meaningless_options(tables: Tables, options: dict[str, Any]) -> None:
-    (name, value) = next(iter(options.items()))
-    with pytest.raises(ValueError, match=f"{name}={value}"):
-        compare_lists(tables, "list a", "list b", **options)

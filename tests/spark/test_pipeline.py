@@ -17,10 +17,10 @@ from pyspark.sql import SparkSession
 
 from core.models import CLUES, save_trainable
 from lexplain.attribution import ExplainedModel, as_tasks, make_task, register_explain
+from lexplain.drift import compare_lists
 from lexplain.errors import AccountingError, CorpusError, LimitError, ModelError, TableError
 from lexplain.executor import MODELS, ModelTask
 from lexplain.keys import corpus_key
-from lexplain.keywords import compare_lists
 from lexplain.methods import find_method
 from lexplain.pipeline import Run
 from lexplain.schema import TABLES

@@ -29,6 +29,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "attribute": stages.attribute_command,
     "aggregate": stages.aggregate_command,
     "evaluate": stages.evaluate_command,
+    "sweep": stages.sweep_command,
     "demo": stages.demo_command,
     "sql": queries.sql_command,
     "compare": queries.compare_command,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 
 DONE, FAILED, BAD_PLAN, PARTLY_DONE = 0, 1, 2, 3
+
+Number = TypeVar("Number", int, float)
 
 PlanPath = Annotated[Path, typer.Argument(help="The plan, a YAML file.", metavar="PLAN.yaml")]
 
@@ -112,3 +114,12 @@ def load_plan(path: Path) -> Plan:
 def split_list(listed: str) -> list[str]:
     """Return the parts of a list with commas between, each once."""
     return list(dict.fromkeys(part.strip() for part in listed.split(",") if part.strip()))
+
+
+def split_numbers(listed: str, kind: type[Number]) -> list[Number]:
+    """Return the numbers of a list with commas between, each once."""
+    try:
+        return [kind(part) for part in split_list(listed)]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise typer.BadParameter(f"{listed!r} must be {what} with commas between, as 1,2.") from None

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lexplain.cli.console import BAD_PLAN, Terminal, open_terminal, refuse, say, split_list
-from lexplain.errors import DocumentError, ExplainError, MethodError, ModelError, TableError
+from lexplain.errors import DocumentError, MethodError, ModelError, TableError
 from lexplain.plan import Sink
 from lexplain.plan import Text as TextSettings
 from lexplain.terminal import print_explanation, print_methods, print_rows
@@ -52,31 +52,29 @@ def sql_command(query: str, tables: TablesFolder = Path("lexplain-demo/tables"))
 
 
 def compare_command(
-    first: Annotated[str, typer.Argument(help="Name of a plan, or a keyword_key.")],
+    first: Annotated[str, typer.Argument(help="Name of a plan, or the keyword_key of a run.")],
     second: Annotated[str, typer.Argument(help="Another one.")],
     tables: TablesFolder = Path("lexplain-demo/tables"),
+    words: Annotated[int, typer.Option(help="Show so many of the words that changed most surely.", min=0)] = 20,
 ) -> None:
-    """Compare two keyword tables class by class: rank-biased overlap (p = 0.9) and Jaccard."""
-    from lexplain.keywords import ListOverlap, compare_lists
-    from lexplain.tables import quote_text
+    """Compare the keywords of two runs: overlap of each class's lists, and the words that changed.
+
+    Example: lexplain compare may june --tables lexplain-tables
+    """
+    from lexplain.drift import ListOverlap, WordChange, compare_lists, compare_words, find_table
+    from lexplain.methods import find_method
 
     with open_terminal("compare", None) as terminal:
         opened = _open_tables(terminal, tables)
-        keys = []
-        for name in (first, second):
-            found = opened.spark.sql(
-                f"SELECT keyword_key FROM {opened.name('runs')} WHERE name = {quote_text(name)} AND keyword_key IS NOT NULL"
-                " ORDER BY finished_at DESC LIMIT 1"
-            ).collect()
-            found += opened.read("keywords").where(f"keyword_key = {quote_text(name)}").select("keyword_key").head(1)
-            if not found:
-                raise ExplainError(
-                    f"{name!r} names no keyword table in {str(tables)!r}. Nothing could be compared. Write a plan's name, or "
-                    "a keyword_key of the table keywords."
-                )
-            keys.append(found[0]["keyword_key"])
-        rows = compare_lists(opened, keys[0], keys[1])
-        print_rows(terminal.console, ListOverlap._fields, rows)
+        one, other = (find_table(opened, name, find_method) for name in (first, second))
+        print_rows(terminal.console, ListOverlap._fields, compare_lists(opened, one.keyword_key, other.keyword_key))
+        changes = compare_words(opened, one, other)[:words]
+        if changes:
+            print_rows(terminal.console, WordChange._fields, changes)
+            terminal.console.print(
+                "score: what an evidence document has of the word on average; q_value: share of the words up to here that is "
+                "expected to have changed by chance.", soft_wrap=True,
+            )  # fmt: skip
 
 
 def methods_command(

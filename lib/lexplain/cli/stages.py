@@ -19,9 +19,10 @@ from lexplain.cli.console import (
     open_terminal,
     refuse,
     split_list,
+    split_numbers,
 )
 from lexplain.errors import ExplainError, PlanError
-from lexplain.outcome import show_keywords, show_leaderboard, show_place, show_quality
+from lexplain.outcome import show_keywords, show_leaderboard, show_place, show_quality, show_sweep
 from lexplain.terminal import StageProgress, format_seconds
 
 if TYPE_CHECKING:
@@ -120,6 +121,40 @@ def evaluate_command(
             progress.close()
         show_leaderboard(terminal.console, found.faithfulness, found.differences)
         show_quality(terminal.console, found.quality)
+
+
+def sweep_command(
+    plan: PlanPath,
+    top_n: Annotated[str, typer.Option(help="Words a document that count, with commas between.")] = "10,20,40",
+    theta: Annotated[str, typer.Option(help="Shares of the splits that must select a word.")] = "0.4,0.6,0.8",
+    probability: Annotated[str, typer.Option(help="Predictions count above these; the plan's when left out.")] = "",
+) -> None:
+    """Compare settings of the keyword rules on the explanations that are there, and rank them. Runs no model.
+
+    Example: lexplain sweep plan.yaml --top-n 10,20 --theta 0.5,0.7
+    """
+    from lexplain.methods import find_method
+    from lexplain.sweep import list_settings, sweep
+
+    try:
+        loaded = load_plan(plan)
+        settings = list_settings(
+            loaded,
+            split_numbers(top_n, int),
+            split_numbers(theta, float),
+            split_numbers(probability, float),
+            find_method,
+        )
+    except PlanError as error:
+        raise refuse(error, BAD_PLAN) from None
+    with open_terminal("sweep", None if loaded.sink.path is None else Path(loaded.sink.path)) as terminal:
+        progress = StageProgress(terminal.console)
+        try:
+            spark = terminal.open_session(f"lexplain sweep {loaded.name}")
+            found = sweep(spark, loaded, settings, find_method, progress)
+        finally:
+            progress.close()
+        show_sweep(terminal.console, found)
 
 
 def demo_command(
