@@ -20,7 +20,7 @@ LINEAR = {
     "integrated_gradients": {"rule": "midpoint", "nodes": 9},
     "gradient_x_input": {},
     "occlusion": {},
-    "captum.layer_integrated_gradients": {"nodes": 9},
+    "captum.layer_integrated_gradients": {"n_steps": 9},
 }
 
 
