@@ -42,6 +42,17 @@ def shown(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tm
     return run
 
 
+# --- exit codes ---------------------------------------------------------------------------------------------------
+
+
+def test_a_command_that_is_done_raises_nothing(tmp_path: Path) -> None:
+    """Databricks takes a SystemExit for a failure, that of code 0 too."""
+    cli.main(["methods", "saliency"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["plan", "check", str(tmp_path / "missing.yaml")])
+    assert ended.value.code == cli.BAD_PLAN
+
+
 # --- methods ------------------------------------------------------------------------------------------------------
 
 

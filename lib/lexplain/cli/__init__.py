@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
-
 import typer
 
 from lexplain.cli import plans, queries, stages
@@ -48,7 +46,14 @@ for _app, _commands in ((app, _COMMANDS), (plan_app, _PLAN_COMMANDS)):
         _app.command(_name)(_command)
 
 
-def main(argv: list[str] | None = None) -> Any:
-    """Run the command line. Entry point of the `lexplain` script."""
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line, entry point of script and jobs; raises SystemExit where the command is not done.
+
+    Not where it is: platforms that run jobs in a process of their own (Databricks) take every SystemExit for a failure.
+    """
     logging.getLogger("py4j").setLevel(logging.WARNING)
-    return app(argv)
+    try:
+        app(argv)
+    except SystemExit as end:
+        if end.code not in (None, DONE):
+            raise
