@@ -8,7 +8,7 @@ BENCH_READY := $(VENV)/.bench-ready
 PIP := $(BIN)/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-core test-spark test-gpu lint bench bench-methods clean
+.PHONY: help setup demo test test-core test-spark test-gpu test-platform lint bench bench-methods clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,9 +42,23 @@ test-spark: $(READY)  ## tests with Spark, Delta and MLflow
 test-gpu: $(READY)  ## the kernel on a GPU beside the CPU; needs one
 	@$(BIN)/python -m pytest tests/gpu
 
+# Airflow and the platforms' schemas have environments of their own: they need other versions of what lexplain needs.
+PLATFORM := .venv-platform
+
+$(PLATFORM)/%/.ready: tests/platform/%.txt
+	@$(PYTHON) -m venv $(PLATFORM)/$*
+	@echo "installing $(PLATFORM)/$* ..."
+	@$(PLATFORM)/$*/bin/pip --disable-pip-version-check install --quiet --requirement $<
+	@touch $@
+
+test-platform: $(READY) $(PLATFORM)/tools/.ready $(PLATFORM)/airflow/.ready  ## deploy/ without the platforms: schemas, Airflow, the image's steps, a standalone cluster
+	@cd tests/platform && $(CURDIR)/$(PLATFORM)/tools/bin/python -m pytest test_databricks.py test_dockerfile.py test_kubernetes.py
+	@cd tests/platform && $(CURDIR)/$(PLATFORM)/airflow/bin/python -m pytest test_airflow.py
+	@cd tests/platform && $(CURDIR)/$(BIN)/python -m pytest test_discovery.py test_settings.py test_image.py test_standalone.py
+
 lint: $(READY)  ## ruff and mypy
-	@$(BIN)/ruff check lib jobs tests
-	@$(BIN)/ruff format --check lib jobs tests
+	@$(BIN)/ruff check lib jobs deploy tests
+	@$(BIN)/ruff format --check lib jobs deploy tests
 	@$(BIN)/mypy
 
 $(BENCH_READY): $(READY)
@@ -58,5 +72,5 @@ bench-methods: $(BENCH_READY)  ## what the methods cost and promise, hours; one 
 	@for part in newsgroups bars tolerance 'tolerance --on newsgroups' ablation 'ablation --on newsgroups' methods 'methods --on newsgroups'; do \
 	  echo "bench.$$part"; PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit 1; done
 
-clean:  ## remove the environment and the demo's folder
-	rm -rf $(VENV) lexplain-demo
+clean:  ## remove the environments and the demo's folder
+	rm -rf $(VENV) $(PLATFORM) lexplain-demo

@@ -54,15 +54,6 @@ class RetryWhatFailed(RetryPolicy):
             return RetryDecision.fail(f"exit code {ended[1]}: the same command would end alike")
         return RetryDecision.default()
 
-    def serialize(self) -> dict[str, Any]:
-        """Return nothing: the policy has no settings."""
-        return {}
-
-    @classmethod
-    def deserialize(cls, data: dict[str, Any]) -> RetryWhatFailed:
-        """Return the policy."""
-        return cls()
-
 
 def submit(stage: str, *arguments: str) -> SparkSubmitOperator:
     """Return the task of a stage."""
