@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from string import Template
@@ -47,7 +48,8 @@ class Image:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.folder = root
-        self.environment = {"PATH": os.environ["PATH"], "PIP_NO_DEPS": "1", "SPARK_LOCAL_IP": "127.0.0.1"}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.environment = {"PATH": path, "SPARK_LOCAL_IP": "127.0.0.1"}
         for name in ("PIP_CONFIG_FILE", "PIP_INDEX_URL", "JAVA_HOME"):
             if name in os.environ:
                 self.environment[name] = os.environ[name]
@@ -65,7 +67,8 @@ class Image:
         if (name == "RUN" and "apt-get" in arguments) or (name == "COPY" and "--from=" in arguments):
             self.skipped.append(f"{name} {arguments}")
         elif name == "RUN":
-            self.run(arguments)
+            # Not by the environment variable: pip would build the wheel without the builder's own dependencies.
+            self.run(arguments.replace('pip" install', 'pip" install --no-deps'))
             self.borrow_packages()
         elif name in ("ENV", "ARG"):
             self.environment |= dict(part.split("=", 1) for part in shlex.split(self.expand(arguments)))
