@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+
 import typer
 
 from lexplain.cli import plans, queries, stages
