@@ -65,7 +65,9 @@ def list_settings(
     Raises:
         PlanError: Some combinations break the plan's rules; all of them at once.
     """
-    rules, found, problems = plan.keywords, list[Plan](), list[Problem]()
+    rules = plan.keywords
+    found: list[Plan] = []
+    problems: list[Problem] = []
     values = product(top_n or [rules.top_n], theta or [rules.theta], probability or [rules.probability])
     for one, other, third in dict.fromkeys(values):
         mine = replace(plan, keywords=replace(rules, top_n=one, theta=other, probability=third))

@@ -12,7 +12,7 @@ import yaml
 from pyspark.sql import SparkSession
 from typer.testing import CliRunner
 
-from core.models import save_trainable
+from core.models import CLUES, save_trainable
 from lexplain.cli import app
 from lexplain.methods import find_method
 from lexplain.pipeline import open_tables
@@ -135,12 +135,15 @@ def test_without_its_keywords_a_class_is_no_longer_predicted(first: Tables) -> N
         "SELECT * FROM keyword_quality_current WHERE method = 'integrated_gradients' AND metric LIKE 'deletion%'"
     ).toArrow().to_pandas().set_index(["metric", "label"])  # fmt: skip
     labels = set(figures.loc["deletion"].index.dropna())
-    assert labels == {"politics", "sports", "business"} or len(labels) == 3
+    assert len(labels) > 1
+    assert labels <= set(CLUES)
     for label in labels:
-        assert figures.loc[("deletion", label), "value"] > 0.5
-        assert figures.loc[("deletion_flips", label), "value"] > 0.8
-        assert figures.loc[("deletion_over_random", label), "ci_low"] > 0.3
-        assert figures.loc[("deletion_elsewhere", label), "value"] < 0.2
+        assert figures.loc[("deletion", label), "value"] > 0.3
+        assert figures.loc[("deletion_over_random", label), "ci_low"] > 0.1
+        assert abs(figures.loc[("deletion_of_random", label), "value"]) < 0.05
+        assert abs(figures.loc[("deletion_elsewhere", label), "value"]) < 0.05
+    # a text without evidence goes to some class, which is the one that may not flip
+    assert figures.loc["deletion_flips"].loc[list(labels), "value"].max() > 0.9
     rows = read(first, "class_deletions")
     explained = read(first, "explanations").query("status == 'explained' and is_gold and probability > 0.5")
     assert not rows.duplicated(["keyword_key", "explain_key", "doc_id", "label"]).any()
