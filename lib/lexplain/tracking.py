@@ -280,6 +280,33 @@ class RunTracker:
             )
 
 
+def log_file(tracking_uri: str, mlflow_run_id: str, path: Path, folder: str) -> None:
+    """Store a file as an artefact of a run that is there, whatever its status.
+
+    Args:
+        tracking_uri: Of the MLflow server that knows the run.
+        mlflow_run_id: Of the run.
+        path: The file; its name stays.
+        folder: Of the run's artefacts, where it goes.
+
+    Raises:
+        SessionError: mlflow is not installed, or the server does not take the file.
+
+    Note:
+        Runs on: driver. Cost: one upload.
+    """
+    client = _open_client(tracking_uri)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.log_artifact(mlflow_run_id, str(path), folder)
+    except MlflowException as error:
+        raise SessionError(
+            f"mlflow.tracking_uri={tracking_uri!r} did not take {str(path)!r} for the run {mlflow_run_id}: {_first_line(error)}. "
+            "The file is there, its run does not show it. Write the URI of the server that has the run, or mlflow.enabled: false."
+        ) from None  # its message may hold the secrets of the URI
+
+
 def _open_client(tracking_uri: str) -> MlflowClient:
     """Import mlflow, quietly, and return a client."""
     # Read while mlflow is imported: it would write to the terminal by itself, and report its use to its makers.

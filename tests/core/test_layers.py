@@ -48,7 +48,11 @@ LAYERS = (
     ("evaluation", "sweep", "drift"),
     ("terminal", "demo"),
     ("outcome",),
-    ("cli",),
+    ("report.contents",),
+    ("report.rendering", "report.contestants"),
+    ("report.documents",),
+    ("report.reading",),
+    ("report", "cli"),
     ("__main__",),
 )
 
@@ -80,6 +84,9 @@ NARROW: dict[str, set[str]] = {
     "tracking": {"errors", "finetune", "model_store", "plan"},
     "terminal": {"errors"},
     "outcome": {"tables", "terminal"},
+    "report": set(),
+    "report.contents": set(),
+    "report.rendering": {"errors", "report.contents"},  # tested where there is no Spark
 }
 
 # Libraries that only these modules may import, at whatever depth.
@@ -115,6 +122,8 @@ OWNERS: dict[str, set[str]] = {
         "tracing",
         "class_deletion",
         "evaluation",
+        "report.documents",
+        "report.reading",
     },
     "tokenizers": {"textcnn", "model_store"},
     "delta": {"session", "tables"},
@@ -126,6 +135,7 @@ OWNERS: dict[str, set[str]] = {
     "rich": {"terminal", "outcome", "cli"},
     "typer": {"cli"},
     "yaml": {"settings", "template"},
+    "jinja2": {"report.rendering"},
 }
 
 

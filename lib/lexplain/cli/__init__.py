@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from lexplain.cli import plans, queries, stages
+from lexplain.cli import plans, queries, reports, stages
 from lexplain.cli.console import BAD_PLAN, DONE, FAILED, PARTLY_DONE
 
 __all__ = ["BAD_PLAN", "DONE", "FAILED", "PARTLY_DONE", "app", "main"]
@@ -29,6 +29,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "aggregate": stages.aggregate_command,
     "evaluate": stages.evaluate_command,
     "sweep": stages.sweep_command,
+    "report": reports.report_command,
     "demo": stages.demo_command,
     "sql": queries.sql_command,
     "compare": queries.compare_command,
