@@ -26,7 +26,7 @@ class Bounds:
     wrong_share: float = 0.2
     evidence: int = 5
     characters: int = 4000
-    scores: int = 800_000
+    scores: int = 500_000
 
 
 @dataclass(frozen=True)

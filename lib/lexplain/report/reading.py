@@ -32,7 +32,7 @@ def read_report(tables: Tables, name: str, find_method: FindMethod, bounds: Boun
 
     Note:
         Runs on: driver, with Spark SQL. Cost: about twenty queries, two of which read the run's explanations. What comes
-        to the driver is bounded: 100 keywords for each of 50 classes, 500 documents of 4000 characters, 800 000 word
+        to the driver is bounded: 100 keywords for each of 50 classes, 500 documents of 4000 characters, 500 000 word
         scores; the report says of what there is more.
     """
     bounds = bounds or Bounds()
