@@ -43,7 +43,7 @@ def made(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Made:
     save_trainable(folder / "base")
     write_json(
         folder / "training.jsonl",
-        [*plant(120, seed=8), {"doc_id": "tag", "text": "<b>bank</b> & bank 🎉 bank", "labels": ["business"]}],
+        [*plant(120, seed=8), {"doc_id": "tag", "text": "<b>bank</b> & bank 🎉 bank", "labels": ["NA"]}],
     )
     plan = folder / "plan.yaml"
     models = make_plan(folder)["models"] | {"splits": 2}
@@ -93,7 +93,7 @@ def test_every_explained_document_is_there_once(made: Made) -> None:
     assert len(ids) == len(set(ids))
     assert set(ids) == set(explained.doc_id)
     tagged = [one for one in made.before.documents if one.doc_id == "tag"]
-    assert [(one.text, one.gold) for one in tagged] in ([], [("<b>bank</b> & bank 🎉 bank", ["business"])])
+    assert [(one.text, one.gold) for one in tagged] in ([], [("<b>bank</b> & bank 🎉 bank", ["NA"])])
 
 
 def test_scores_are_those_of_the_explanations(made: Made) -> None:

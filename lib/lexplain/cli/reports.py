@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from errno import EISDIR
+from os import strerror
 from pathlib import Path
 from typing import Annotated
 
@@ -27,18 +29,14 @@ def report_command(
         loaded = load_plan(plan)
     except PlanError as error:
         raise refuse(error, BAD_PLAN) from None
+    part = out.with_name(f"{out.name}.part")
     try:
+        if out.is_dir():
+            raise IsADirectoryError(EISDIR, strerror(EISDIR))
         out.parent.mkdir(parents=True, exist_ok=True)
-        with out.open("ab"):  # before Spark starts
-            pass
+        part.touch()  # before Spark starts
     except OSError as error:
-        raise refuse(
-            TableError(
-                f"--out={str(out)!r} cannot be written ({error.strerror}). The report would have been made and lost. Write a "
-                "file in a folder that you may write to."
-            ),
-            FAILED,
-        ) from None
+        raise refuse(_name_unwritable(out, error), FAILED) from None
     with open_terminal("report", None) as terminal:
         from lexplain.report.reading import read_report
         from lexplain.report.rendering import render
@@ -53,7 +51,8 @@ def report_command(
             report = read_report(tables, loaded.name, find_method)
             progress.finish(f"{len(report.keywords)} keywords, {len(report.documents)} documents")
             progress.start("write report", 1, "file")
-            out.write_text(render(report, str(plan)), encoding="utf-8")
+            part.write_text(render(report, str(plan)), encoding="utf-8")
+            part.rename(out)
             progress.finish(f"{out}, {out.stat().st_size / 1e6:.1f} MB")
             uri = tracking_uri(loaded)
             if uri is not None and report.mlflow_run_id is not None:
@@ -62,5 +61,13 @@ def report_command(
                 progress.finish(f"MLflow run {report.mlflow_run_id}")
         finally:
             progress.close()
+            part.unlink(missing_ok=True)
         if report.plan != loaded.to_yaml():
             terminal.console.print("The plan's file has changed since this run: the report shows the plan of the run.")
+
+
+def _name_unwritable(out: Path, error: OSError) -> TableError:
+    return TableError(
+        f"--out={str(out)!r} cannot be written ({error.strerror}). The report would have been made and lost. Write a file in "
+        "a folder that you may write to."
+    )

@@ -120,7 +120,7 @@ def _collect_predicted(
     rows = tables.spark.sql(f"""
         SELECT label, wrong, doc_id, split FROM (
             SELECT *, row_number() OVER (PARTITION BY label, wrong ORDER BY probability DESC, doc_id) AS place FROM (
-                SELECT label, doc_id, NOT coalesce(is_gold, TRUE) AS wrong, max_by(split, probability) AS split,
+                SELECT label, doc_id, NOT coalesce(is_gold, TRUE) AS wrong, max_by(split, struct(probability, -split)) AS split,
                     max(probability) AS probability
                 FROM {tables.name("explanations")}
                 WHERE {where} AND status = 'explained' AND label_rank = 0 AND label IN ({quote_list(labels)})
@@ -209,7 +209,7 @@ def _read_explained(
         JOIN (SELECT * FROM VALUES {methods} AS m(method, explain_key)) m ON x.explain_key = m.explain_key
         JOIN (SELECT * FROM VALUES {wanted} AS w(number, text_digest, split)) w
             ON x.text_digest = w.text_digest AND x.split = w.split
-        WHERE x.status = 'explained' GROUP BY w.number, m.method, x.label ORDER BY w.number, m.method, x.label""")
+        WHERE x.status = 'explained' GROUP BY w.number, m.method, x.label ORDER BY number, method, label""")
     scores, number, group = 0, -1, list["Row"]()
     for row in rows.toLocalIterator():
         if row["number"] != number:

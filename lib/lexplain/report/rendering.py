@@ -21,6 +21,14 @@ from typing import Any
 from lexplain.errors import SessionError
 from lexplain.report.contents import Document, Evidence, Figure, Keyword, Report
 
+try:
+    import jinja2
+except ImportError as error:  # when this is imported, before Spark starts
+    raise SessionError(
+        "lexplain report needs the package jinja2, which is not installed. No page could have been written. Install "
+        "lexplain[report]."
+    ) from error
+
 _LIBRARIES = ("vendor/d3.min.js", "vendor/plot.umd.min.js")
 _OWN = ("dom.js", "tables.js", "charts.js", "keywords.js", "evaluation.js", "documents.js", "page.js")
 # Observable Plot puts a style element into each chart; of this very text.
@@ -35,17 +43,7 @@ def render(report: Report, plan_file: str = "PLAN.yaml") -> str:
     Args:
         report: What it holds.
         plan_file: What the commands that it names call the plan.
-
-    Raises:
-        SessionError: jinja2 is not installed.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise SessionError(
-            "lexplain report needs the package jinja2, which is not installed. No page could have been written. Install "
-            "lexplain[report]."
-        ) from error
     # What the template marks as safe is the package's own files, and JSON without markup.
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

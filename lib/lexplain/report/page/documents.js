@@ -92,6 +92,7 @@ function showDocuments() {
       make("div", { class: "controls" },
         makeSwitch("Label", labels.map((each) => nameLabel(one, each)), labels.indexOf(shownLabel), (chosen) => { label = labels[chosen]; redraw("[aria-labelledby=switch-label]"); }),
         makeSwitch("Method", made.map((each) => report.methods[each.method].title), made.indexOf(shown), (chosen) => { method = made[chosen].method; redraw("[aria-labelledby=switch-method]"); })),
+      make("p", { class: "paper" }, "Label ", quote(shownLabel), `, method ${title}`),
       makeLegend(signed),
       makeText(one, shown, signed, `${one.id}, words by score for ${shownLabel}, method ${title}`, marked),
       makeStrongest(one, shown, signed));

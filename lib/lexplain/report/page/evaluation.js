@@ -4,7 +4,7 @@ const HALVES = [["halves_of_documents", "halves of the documents"], ["halves_of_
 const METRICS = {
   comprehensiveness: { title: "comprehensiveness", high: true, says: "how much the prediction falls when the method’s words are taken away" },
   sufficiency: { title: "sufficiency", high: false, says: "how much the prediction falls when only the method’s words are left" },
-  log_odds: { title: "log odds", high: false, says: "how far the log probability falls when the method’s words are taken away" },
+  log_odds: { title: "log odds", high: false, says: "change of the log probability when the method’s words are taken away" },
   keyword_distinctiveness: { title: "distinct words", high: true, says: "share of a list’s words that stand in no other list" },
   coverage: { title: "coverage", high: true, says: "share of a class’s list that one of its documents holds" },
   cross_coverage: { title: "cross coverage", high: false, says: "share of a list that a document of another class holds" },
@@ -20,8 +20,10 @@ function makeCommand(text) {
 }
 
 function sayNotEvaluated(what) {
+  const own = report.methods[0]?.title ?? "integrated_gradients";
+  const other = own === "saliency" ? "integrated_gradients" : "saliency";
   return [make("p", { class: "note" }, `The run was not evaluated, so there is ${what}. This makes it, and the next report shows it:`),
-    makeCommand(`lexplain evaluate ${report.planFile} --methods ${report.methods[0]?.title ?? "integrated_gradients"},lrp\nlexplain report ${report.planFile}`)];
+    makeCommand(`lexplain evaluate ${report.planFile} --methods ${own},${other}\nlexplain report ${report.planFile}`)];
 }
 
 function showHalves() {
@@ -112,7 +114,7 @@ function makeBoard(title, figures, firstKind) {
     makeTable(tableAt, {
       label: `${title}, ${of}`, first: { column, descending: high },
       columns: [
-        { title: "Method", value: (method) => method, cell: (method) => (method === report.evaluation.own ? [quote(method), make("span", { class: "range" }, " the plan’s")] : quote(method)) },
+        { title: "Method", value: (method) => method, cell: (method) => (method === report.evaluation.own ? [quote(method), make("span", { class: "range" }, "the plan’s own")] : quote(method)) },
         ...there.map((each) => ({
           title: nameKind(each).replace(" (", "\n("), number: true, value: (method) => at(method, each)?.value ?? null, cell: (method) => makeValue(at(method, each)),
           help: `${METRICS[each.split("|")[0]].says}; good when ${METRICS[each.split("|")[0]].high ? "high" : "low"}`,

@@ -60,7 +60,7 @@ function showKeywordTable() {
   const columns = [
     { title: "Word", value: (word) => word.word, cell: (word, toggle) => make("button", { class: "word", type: "button", "aria-expanded": "false", onclick: toggle }, quote(word.word)) },
     { title: "Class", value: (word) => report.classes[word.c].label, cell: (word) => quote(report.classes[word.c].label) },
-    { title: "Rank", number: true, value: (word) => -word.rank, cell: (word) => String(word.rank), help: "Place in its class by mean score" },
+    { title: "Rank", number: true, ascends: true, value: (word) => word.rank, cell: (word) => String(word.rank), help: "Place in its class by mean score" },
     { title: "Mean score", number: true, value: (word) => word.score, cell: (word) => formatScore(word.score) },
     { title: "95 % interval", value: (word) => (word.low === null ? null : word.high - word.low), cell: (word) => drawInterval(word, scale), help: "Jackknife over 20 groups of documents; sorts by width. None where the evidence fell into one group" },
     { title: "Selected", number: true, value: (word) => word.frequency, cell: (word) => `${Math.round(word.frequency * splits)} of ${splits}`, help: "Models that selected the word" },

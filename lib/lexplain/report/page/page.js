@@ -38,8 +38,8 @@ function unpack(packed) {
       spans.push([start, end]);
     }
     const explained = one.explained.map(([label, method, probability, isGold, converged, scores]) => ({ label, method, probability, isGold, converged, scores }));
-    const best = explained.reduce((a, b) => ((b.probability ?? 0) > (a?.probability ?? -1) ? b : a), null);
-    return { ...one, spans, explained, ends: new Map(spans), predicted: best?.label ?? null, search: fold(`${one.id} ${one.text}`) };
+    explained.sort((a, b) => (b.probability ?? 0) - (a.probability ?? 0) || a.method - b.method);
+    return { ...one, spans, explained, ends: new Map(spans), predicted: explained[0]?.label ?? null, search: fold(`${one.id} ${one.text}`) };
   });
   for (const [c, word, document, start, score] of packed.evidence) known.get(`${c} ${word}`)?.places.push({ document, start, score });
   const evaluation = packed.evaluation && {
@@ -71,8 +71,15 @@ function followSections() {
   for (const id of links.keys()) watcher.observe(byId(id));
 }
 
+function openForPaper() {
+  addEventListener("beforeprint", () => {
+    for (const details of document.querySelectorAll("details.note")) details.open = true;
+  });
+}
+
 showClassList();
 followTheme();
+openForPaper();
 showCards();
 showKeywordTable();
 showPhrases();

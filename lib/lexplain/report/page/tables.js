@@ -5,7 +5,7 @@ const FIRST_ROWS = 50;
 /**
  * @param place element that holds the table
  * @param options.label what the table is, for those who do not see it
- * @param options.columns {title, name, value(row), cell(row), number, help}: `value` is what is sorted by
+ * @param options.columns {title, value(row), cell(row, toggle), number, ascends, help}: `value` is what is sorted by, large numbers first unless it `ascends`
  * @param options.details(row) what opens below a row; null for a table whose rows do not open
  * @param options.first {column, descending} how it is sorted at the start
  */
@@ -22,7 +22,7 @@ function makeTable(place, { label, columns, details = null, first, limit = FIRST
     moreLine);
 
   function sortBy(number) {
-    const descending = order.column === number ? !order.descending : Boolean(columns[number].number);
+    const descending = order.column === number ? !order.descending : Boolean(columns[number].number && !columns[number].ascends);
     order = { column: number, descending };
     draw();
   }
