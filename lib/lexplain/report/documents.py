@@ -203,8 +203,10 @@ def _read_explained(
     )
     # An evaluation explains a sample under another corpus_key: the text and the model are the same, and so are the scores.
     rows = tables.spark.sql(f"""
-        SELECT w.number, m.method, x.label, first(struct(x.probability, x.is_gold, x.converged,
-            transform(filter(x.words, w -> w.`end` <= {bounds.characters}), w -> struct(w.start, w.`end`, w.score)) AS words), true) AS made
+        SELECT w.number, m.method, x.label, first(named_struct(
+            'probability', x.probability, 'is_gold', x.is_gold, 'converged', x.converged, 'words', transform(
+                filter(x.words, word -> word.`end` <= {bounds.characters}),
+                word -> named_struct('start', word.start, 'end', word.`end`, 'score', word.score))), true) AS made
         FROM {tables.name("explanations")} x
         JOIN (SELECT * FROM VALUES {methods} AS m(method, explain_key)) m ON x.explain_key = m.explain_key
         JOIN (SELECT * FROM VALUES {wanted} AS w(number, text_digest, split)) w
