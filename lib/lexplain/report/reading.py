@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lexplain.comparison import BETTER_LOW
 from lexplain.errors import TableError
-from lexplain.outcome import BETTER_LOW
 from lexplain.plan import FindMethod, Plan
 from lexplain.report.contents import Bounds, ClassSummary, Cut, Evaluation, Figure, Keyword, Model, Report
 from lexplain.report.contestants import find_models, list_contestants, read_plan

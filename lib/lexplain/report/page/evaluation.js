@@ -5,12 +5,18 @@ const METRICS = {
   comprehensiveness: { title: "comprehensiveness", high: true, says: "how much the prediction falls when the method’s words are taken away" },
   sufficiency: { title: "sufficiency", high: false, says: "how much the prediction falls when only the method’s words are left" },
   log_odds: { title: "log odds", high: false, says: "change of the log probability when the method’s words are taken away" },
+  accuracy_of_correct: { title: "right predictions kept", high: false, says: "share of right predictions that stay so while the words for them are taken away, over 0 to 50 words" },
+  accuracy_of_mistaken_gold: { title: "mistakes mended, gold label", high: true, says: "share of wrong predictions that become right while the words against the gold label are taken away" },
+  accuracy_of_mistaken_predicted: { title: "mistakes mended, predicted label", high: true, says: "share of wrong predictions that become right while the words that misled are taken away" },
   keyword_distinctiveness: { title: "distinct words", high: true, says: "share of a list’s words that stand in no other list" },
   coverage: { title: "coverage", high: true, says: "share of a class’s list that one of its documents holds" },
   cross_coverage: { title: "cross coverage", high: false, says: "share of a list that a document of another class holds" },
   coverage_distinctiveness: { title: "coverage distinctiveness", high: true, says: "coverage less cross coverage, over coverage" },
   halves_of_documents: { title: "halves of documents", high: true, says: "agreement of the lists of two halves of the documents" },
   halves_of_splits: { title: "halves of models", high: true, says: "agreement of the lists of two halves of the models" },
+  deletion: { title: "deletion", high: true, says: "how much a class’s prediction falls without its list, which was made of other documents" },
+  deletion_over_random: { title: "deletion over random", high: true, says: "how much more it falls so than without as frequent random words" },
+  deletion_elsewhere: { title: "deletion elsewhere", high: false, says: "how much predictions of other classes fall without the list" },
 };
 const CONTROLS = ["random", "gradient_x_input", "tf-idf"];
 const FIRST_KIND = "comprehensiveness|marc-2023"; // the leaderboard's order in the terminal, too
