@@ -27,43 +27,48 @@ SETTINGS = {
     # Delta: its JARs come with the cluster or the image, otherwise by packages=; these two act only when the JVM starts.
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
     "spark.sql.catalog.spark_catalog": "org.apache.spark.sql.delta.catalog.DeltaCatalog",
+    # Models and batches live in Python, outside of the JVM's memory.
+    "spark.executor.memoryOverhead": "16g",
+    # Documents a batch that the JVM hands to Python: of long ones, Spark's 10000 fill the overhead.
+    "spark.sql.execution.arrow.maxRecordsPerBatch": "512",
+}
+GPU_SETTINGS = {
     # One GPU an executor and one task a GPU: two tasks would hold two copies of each model in its memory.
     "spark.executor.resource.gpu.amount": "1",
     "spark.executor.resource.gpu.vendor": "nvidia.com",  # Kubernetes only; others pass over it
     "spark.executor.resource.gpu.discoveryScript": "/opt/lexplain/discover-gpus.sh",
     "spark.task.resource.gpu.amount": "1",
-    # Models and batches live in Python, outside of the JVM's memory.
-    "spark.executor.memoryOverhead": "16g",
     # A Python worker that waits keeps its models in the GPU's memory: one a GPU.
     "spark.python.factory.idleWorkerMaxPoolSize": "1",
-    # Documents a batch that the JVM hands to Python: of long ones, Spark's 10000 fill the overhead.
-    "spark.sql.execution.arrow.maxRecordsPerBatch": "512",
 }
 # ------------------------------------------------------------------------------------------------------------------
 
 
 class RetryWhatFailed(RetryPolicy):
-    """No second try of a bad plan (exit code 2), nor past a limit of the plan (3): it would count from zero again."""
+    """No second try of a bad plan (exit code 2), nor past a limit of the plan (3): it would count from zero again.
+
+    YARN keeps the codes for itself in cluster mode: there, these are tried again too.
+    """
 
     def evaluate(
         self, exception: BaseException, try_number: int, max_tries: int, context: Any | None = None
     ) -> RetryDecision:
-        """Tell by the exit code of spark-submit, which the operator's message ends with. Runs on the worker."""
-        ended = re.search(r"Error code is: (\d+)", str(exception))
-        if ended is not None and ended[1] in ("2", "3"):
+        """Tell by the exit code of spark-submit, or of a driver on Kubernetes, in the operator's message. Runs on the worker."""
+        ended = re.search(r"(?:Error|spark exit) code is: ([23])\b", str(exception))
+        if ended is not None:
             return RetryDecision.fail(f"exit code {ended[1]}: the same command would end alike")
         return RetryDecision.default()
 
 
-def submit(stage: str, *arguments: str) -> SparkSubmitOperator:
-    """Return the task of a stage."""
+def submit(stage: str, *arguments: str, gpus: bool) -> SparkSubmitOperator:
+    """Return the task of a stage; `gpus` where models run."""
     return SparkSubmitOperator(
         task_id=stage,
         application=f"{JOBS}/{stage}.py",
         application_args=["{{ params.plan }}", *arguments],
         name=f"lexplain {stage}",
         conn_id=CONNECTION,
-        conf=SETTINGS,
+        conf={**SETTINGS, **(GPU_SETTINGS if gpus else {})},
         **EXECUTORS,
     )
 
@@ -83,9 +88,9 @@ with DAG(
     tags=["lexplain"],
 ):
     chain(
-        submit("fine_tune"),
-        submit("attribute"),
-        submit("aggregate"),
-        submit("evaluate", "--methods", METHODS),
-        submit("report", "--out", REPORT),
+        submit("fine_tune", gpus=True),
+        submit("attribute", gpus=True),
+        submit("aggregate", gpus=False),
+        submit("evaluate", "--methods", METHODS, gpus=True),
+        submit("report", "--out", REPORT, gpus=False),
     )
