@@ -7,4 +7,4 @@ import sys
 from lexplain.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main(["report", *sys.argv[1:]]))
+    main(["report", *sys.argv[1:]])
