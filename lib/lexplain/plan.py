@@ -481,7 +481,7 @@ def _check_method(plan: Plan, find_method: FindMethod) -> Iterator[Problem]:
         }
         for field, chosen in several.items():
             if chosen:
-                yield Problem(field, chosen, f"is another target, and {method.id} explains only a text's greatest logit with these options",
+                yield Problem(field, chosen, f"asks for other targets than a text's greatest logit, all that {method.id} explains with these options",
                               "Every target would have got the words of the most probable label",
                               "Leave it out, or write other options")  # fmt: skip
     # Only fine-tuned models have a folder of their own; what a sink without one misses is told elsewhere.

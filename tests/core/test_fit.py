@@ -99,11 +99,11 @@ def test_the_greatest_logit_explains_no_other_label(shelf: Shelf, tmp_path: Path
         explainer(single, method, top_k=2, **options)
     explainer(single, method, top_k=1, **options)
     explainer(single, method, top_k=2)
-    with pytest.raises(PlanError, match=r"method\.top_k=2 is more than one label a text"):
+    with pytest.raises(PlanError, match=r"method\.top_k=2 asks for other targets"):
         check(tmp_path, shelf.folder("bert"), name, options, chosen={"top_k": 2})
     check(tmp_path, shelf.folder("bert"), name, {}, chosen={"top_k": 2})
     base = {"base": str(save_trainable(tmp_path / "base")), "splits": 2}
-    with pytest.raises(PlanError, match=r"models\.multi_label=True is more than one label a text"):
+    with pytest.raises(PlanError, match=r"models\.multi_label=True asks for other targets"):
         check(tmp_path, folder, name, options, **base, multi_label=True)
     check(tmp_path, folder, name, options, **base)
 
