@@ -41,7 +41,7 @@ class Explanation:
 
     Attributes:
         label: The label that is explained, or the name of a regression's output.
-        label_rank: 0 for the text's most probable label.
+        label_rank: 0 for the most probable of the labels that are explained.
         probability: Of the label; None for a regression.
         target_score: F(x), the label's logit, what it has more than another's, or the regression's output; mean over windows.
         baseline_score: F(baseline), mean over windows.

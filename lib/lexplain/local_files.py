@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from lexplain.errors import MethodError, ModelError, Problem
-from lexplain.model_store import check_folder, has_token, read_config
+from lexplain.model_store import check_folder, has_token, read_config, read_outputs
 
 if TYPE_CHECKING:
     from lexplain.plan import FindMethod, Plan, Source
@@ -112,6 +112,12 @@ def _check_network(plan: Plan, find_method: FindMethod, where: str, path: str) -
         yield Problem("keywords.probability", plan.keywords.probability, f"must be >= 0.5 with the multi-label model {where}={path!r}",
                       BELOW_HALF, "Write probability: 0.5")  # fmt: skip
     try:
+        names = getattr(config, "id2label", None)
+        if plan.method.against is not None and where != "models.base" and names:
+            labels = read_outputs(list(names.values()), getattr(config, "problem_type", None))[1]
+            if plan.method.against not in labels:
+                yield Problem("method.against", plan.method.against, f"is no label of {where}={path!r}",
+                              "The job would have failed after Spark had started", f"Write one of: {', '.join(labels)}")  # fmt: skip
         method = find_method(plan.method.id)
         if not method.check(plan.method.asked):
             options = method.complete_options(plan.method.asked)

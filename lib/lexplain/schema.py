@@ -320,7 +320,11 @@ TABLES: dict[str, Table] = {
                 ("reason", "STRING", "why a document was rejected"),
                 ("method", "STRING", "versioned method id"),
                 ("label", "STRING", "label that is explained: predicted, or among the top_k; a regression's output"),
-                ("label_rank", "INT", "0 for the document's most probable label; 0 where there is none"),
+                (
+                    "label_rank",
+                    "INT",
+                    "0 for the most probable of the labels that are explained; 0 where there is none",
+                ),
                 (
                     "target",
                     "STRING",
@@ -334,7 +338,11 @@ TABLES: dict[str, Table] = {
                 ),
                 ("target_score", "DOUBLE", "the target for the text"),
                 ("baseline_score", "DOUBLE", "the target for the baseline"),
-                ("completeness_gap", "DOUBLE", "target_score - baseline_score - sum of scores, before any correction"),
+                (
+                    "completeness_gap",
+                    "DOUBLE",
+                    "target_score - baseline_score - sum of scores, before any correction; of a mask what the words it keeps lack",
+                ),
                 ("completeness_gap_relative", "DOUBLE", "absolute gap / absolute score difference"),
                 ("evaluations", "INT", "gradient evaluations"),
                 ("accuracy", "STRING", "document or keywords"),

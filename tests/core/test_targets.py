@@ -93,6 +93,10 @@ def test_an_unknown_label_is_refused(shelf: Shelf) -> None:
     [
         ({"against": "NA", "accuracy": "keywords"}, r"method\.against='NA' is of accuracy: document"),
         ({"gold": True, "accuracy": "keywords"}, r"method\.gold=True is of accuracy: document"),
+        (
+            {"against": "weather"},
+            r"method\.against='weather' is no label of models\.uris.*Write one of: business, politics, NA",
+        ),
         ({"gold": True}, r"method\.gold=True needs corpus\.columns\.labels"),
     ],
 )

@@ -232,6 +232,10 @@ def _choose_methods(listed: str) -> list[tuple[Method, Mapping[str, object], str
     from lexplain.methods import find_method
 
     chosen, refused = [], []
+    if not split_list(listed):
+        raise MethodError(
+            f"--methods={listed!r} names no method. Nothing would have been shown. Write some of `lexplain methods`."
+        )
     for asked in split_list(listed):
         name, _, preset = asked.partition(":")
         try:
@@ -249,7 +253,7 @@ def _choose_methods(listed: str) -> list[tuple[Method, Mapping[str, object], str
         if method.prepares(method.complete_options(method.presets.get(preset, {}))) == "neighbours":
             refused.append(
                 f"method={method.id!r} compares a text with other documents, and there are none here. It would have "
-                f"explained nothing. Write smoothgrad, or a plan with {method.name}."
+                f"explained nothing. Write smoothgrad; or a plan with {method.name}, for a transformer."
             )
             continue
         promises = (
