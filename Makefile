@@ -9,7 +9,7 @@ BROWSER_READY := $(VENV)/.browser-ready
 PIP := $(BIN)/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-core test-spark test-browser test-gpu test-platform lint bench bench-methods clean
+.PHONY: help setup demo test test-core test-spark test-slow test-browser test-gpu test-platform lint bench bench-methods clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,7 +38,10 @@ test-core: $(READY)  ## tests without a JVM, in seconds
 	@$(BIN)/python -m pytest -n 2 --dist worksteal tests/core
 
 test-spark: $(READY)  ## tests with Spark, Delta and MLflow
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/spark
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' tests/spark
+
+test-slow: $(READY)  ## tests with Spark that would make the others too long: report, sweep, protocols, what is lost
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests/spark
 
 $(BROWSER_READY): $(READY)
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[browser]'

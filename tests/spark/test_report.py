@@ -23,6 +23,8 @@ from lexplain.report.reading import read_report
 from lexplain.tables import Tables
 from spark.planted import make_plan, plant, write_json
 
+pytestmark = pytest.mark.slow
+
 
 class Made(NamedTuple):
     plan: Path
