@@ -233,8 +233,7 @@ class Attribution:
 
     @property
     def _where(self) -> str:
-        keys = quote_list([model.explain_key for model in self.models])
-        return f"{self.corpus.where} AND explain_key IN ({keys})"
+        return self.corpus.where_explained([model.explain_key for model in self.models])
 
     def _count_planned(self) -> int:
         rows = self.tables.read("chunks").where(self._where).selectExpr("coalesce(sum(n_documents), 0) AS n").collect()

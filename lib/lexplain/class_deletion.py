@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from lexplain.deletions import WordList, removal_batches
 from lexplain.keyword_quality import QualityFigure, select_half_lists
-from lexplain.keywords import DOC_GROUP, JACKKNIFE_GROUPS, LETTER, where_evidence, where_explained
-from lexplain.resampling import bootstrap_means
-from lexplain.tables import quote_text
+from lexplain.keywords import DOC_GROUP, JACKKNIFE_GROUPS, LETTER, where_evidence
+from lexplain.resampling import bootstrap_means, find_interval
+from lexplain.tables import quote_rows, quote_text
 from lexplain.tracing import Measurement, measure
 
 if TYPE_CHECKING:
@@ -65,41 +65,37 @@ def measure_class_deletion(run: Run, keyword_key: str) -> list[QualityFigure]:
         make_work=lambda task, kinds: partial(removal_batches, task=task, keyword_key=kinds[0], lists=lists),
         columns=[f"CAST({DOC_GROUP} AS INT) % 2 AS side"], where=where_evidence(run.plan), unit="delete keywords",
     ))  # fmt: skip
-    keys = [model.explain_key for model in run.models]
     rows = run.tables.read("class_deletions").where(
-        f"{where_explained(run.corpus, keys)} AND keyword_key = {quote_text(keyword_key)} AND reason IS NULL"
+        f"{run.where_explained} AND keyword_key = {quote_text(keyword_key)} AND reason IS NULL"
     )  # fmt: skip
     return compute_figures(rows.select("text_digest", "label", "whole", "removed").toArrow().to_pylist())
 
 
 def _read_lists(run: Run, keyword_key: str) -> tuple[WordList, ...]:
     """Return each half's lists, and those of random words beside them."""
-    keys = [model.explain_key for model in run.models]
-    halves = select_half_lists(run.tables, run.plan, run.corpus, keys, keyword_key, "doc_group", [_SIDES])
+    halves = select_half_lists(run.tables, run.plan, run.corpus, run.explain_keys, keyword_key, "doc_group", [_SIDES])
     listed = run.tables.spark.sql(f"SELECT side, label, word FROM ({halves}) WHERE rank <= {TOP}").collect()
     if not listed:
         return ()
     words: dict[tuple[str, int, int | None], set[str]] = {}
     for row in listed:
         words.setdefault((row["label"], row["side"], None), set()).add(row["word"])
-    for row in run.tables.spark.sql(_select_random(run, keys, listed)).collect():
+    for row in run.tables.spark.sql(_select_random(run, listed)).collect():
         words.setdefault((row["label"], row["side"], row["draw"]), set()).add(row["word"])
     ordered = sorted(words, key=lambda key: (key[0], key[1], -1 if key[2] is None else key[2]))
     return tuple(WordList(*key, frozenset(words[key])) for key in ordered)
 
 
-def _select_random(run: Run, keys: Sequence[str], listed: Sequence[Row]) -> str:
+def _select_random(run: Run, listed: Sequence[Row]) -> str:
     """Return words (side, label, draw, word) that no list of a half holds, about as frequent as those of its lists."""
-    pairs = ", ".join(
-        f"({row['side']}, {quote_text(row['label'])}, {quote_text(row['word'])})" for row in listed
-    )  # fmt: skip
+    pairs = quote_rows((row["side"], row["label"], row["word"]) for row in listed)
     return f"""
         WITH listed AS (SELECT * FROM VALUES {pairs} AS pairs(side, label, word)
         ), frequencies AS (
             SELECT label, word, floor(ln(count(DISTINCT text_digest)) / ln({_FREQUENCY_STEP}D)) AS step
             FROM (SELECT label, text_digest, explode(array_distinct(words.word)) AS word
                 FROM {run.tables.name("explanations")}
-                WHERE {where_explained(run.corpus, keys)} AND status = 'explained' AND {where_evidence(run.plan)})
+                WHERE {run.where_explained} AND status = 'explained' AND {where_evidence(run.plan)})
             WHERE word RLIKE {quote_text(LETTER)} GROUP BY label, word
         ), drawn AS (
             SELECT k.side, k.label, f.word, row_number() OVER (
@@ -121,16 +117,14 @@ def compute_figures(rows: Sequence[Mapping[str, Any]]) -> list[QualityFigure]:
     for row in rows:
         label, digest = row["label"], row["text_digest"]
         losses = {(each["list"], each["draw"]): row["whole"] - each["probability"] for each in row["removed"]}
+        predicted = {(each["list"], each["draw"]): each["predicted"] for each in row["removed"]}
         for other, draw in losses:
             if draw is None and other != label:
                 add("deletion_elsewhere", other, digest, losses[other, None])
         if (label, None) not in losses:
             continue
         add("deletion", label, digest, losses[label, None])
-        (changed,) = [
-            each["predicted"] != label for each in row["removed"] if (each["list"], each["draw"]) == (label, None)
-        ]
-        add("deletion_flips", label, digest, float(changed))
+        add("deletion_flips", label, digest, float(predicted[label, None] != label))
         random = [loss for (_, draw), loss in losses.items() if draw is not None]
         if random:
             add("deletion_of_random", label, digest, float(np.mean(random)))
@@ -153,5 +147,4 @@ def _summarise(metric: str, classes: Mapping[str, Mapping[str, Sequence[float]]]
 
 
 def _tell(metric: str, label: str | None, value: float, sampled: NDArray[np.float64], documents: int) -> QualityFigure:
-    low, high = np.quantile(sampled, (0.025, 0.975))
-    return QualityFigure(metric, None, label, value, float(low), float(high), documents)
+    return QualityFigure(metric, None, label, value, *find_interval(sampled), documents)

@@ -61,6 +61,11 @@ NEEDS_GOLD = ("arras-2016",)
 """Presets that need documents with gold labels, and explanations of these."""
 
 
+def tell_better(metric: str, low: float, high: float) -> bool:
+    """Return whether the interval of a difference lies on the metric's good side."""
+    return high < 0 if metric in BETTER_LOW else low > 0
+
+
 @dataclass(frozen=True)
 class Figure:
     """A metric of one method, over documents.
@@ -101,7 +106,7 @@ class Figure:
         """Whether it is better than random scores beyond chance; None for these themselves."""
         if self.over_random_low is None or self.over_random_high is None:
             return None
-        return self.over_random_high < 0 if self.low_is_good else self.over_random_low > 0
+        return tell_better(self.metric, self.over_random_low, self.over_random_high)
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,9 @@ def gather_values(rows: Mapping[str, Sequence[Mapping[str, Any]]], presets: Sequ
 
 
 def _mean_by_document(rows: Sequence[Mapping[str, Any]], metric: Metric) -> dict[str | None, dict[str, float]]:
-    mistaken = {_document(row) for row in rows if row["label_rank"] == 0 and row["is_gold"] is False}
+    mistaken = set[tuple[str, str]]()
+    if metric.of == "mistaken_gold":
+        mistaken = {_document(row) for row in rows if row["label_rank"] == 0 and row["is_gold"] is False}
     found: dict[str | None, dict[str, list[float]]] = {}
     for row in rows:
         if row["protocol"] != metric.protocol or not _is_of(row, metric.of, mistaken):

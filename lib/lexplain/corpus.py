@@ -18,7 +18,7 @@ from lexplain.keys import corpus_key
 from lexplain.plan import Source
 from lexplain.schema import TABLES
 from lexplain.sources import literal_path, read_documents, read_source, refuse_source
-from lexplain.tables import Tables, quote_identifier, quote_text
+from lexplain.tables import Tables, quote_identifier, quote_list, quote_text
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -52,7 +52,16 @@ class Staged:
 
         Increments that were staged later, by another run, are none of its own.
         """
-        return f"corpus_key = {quote_text(self.key)} AND increment < {self.increments}"
+        return where_increments(self.key, self.increments)
+
+    def where_explained(self, explain_keys: Sequence[str]) -> str:
+        """Return the SQL condition that selects, in all tables made from explanations, what these models made of it."""
+        return f"{self.where} AND explain_key IN ({quote_list(explain_keys)})"
+
+
+def where_increments(key: str, count: int) -> str:
+    """Return the SQL condition that selects the first increments of a source."""
+    return f"corpus_key = {quote_text(key)} AND increment < {count}"
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,8 @@ class WordList:
 # Texts whose readings are made together: some thousands of short lists of token ids.
 _TEXTS_TOGETHER = 16
 
-_PLACE = ("explain_key", "corpus_key", "increment", "bucket", "doc_id", "text_digest", "label")
+PLACE = ("explain_key", "corpus_key", "increment", "bucket", "doc_id", "text_digest", "label")
+"""Columns that tell an explanation from any other."""
 
 
 def deletion_batches(
@@ -138,8 +139,11 @@ def _map_rows(
         rows = batch.to_pylist()
         for model in task.models:
             mine = [row for row in rows if row["explain_key"] == model.explain_key]
+            if not mine:
+                continue
+            tracer = _open_tracer(task, model, device)
             for start in range(0, len(mine), _TEXTS_TOGETHER):
-                made = list(work(mine[start : start + _TEXTS_TOGETHER], _open_tracer(task, model, device)))
+                made = list(work(mine[start : start + _TEXTS_TOGETHER], tracer))
                 yield pa.RecordBatch.from_pylist(made, schema=schema)
 
 
@@ -153,7 +157,7 @@ def _open_tracer(task: ExplainTask, model: ModelTask, device: str) -> DeletionTr
 
 
 def _place(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in _PLACE}
+    return {name: row[name] for name in PLACE}
 
 
 def _read(row: Mapping[str, Any], task: ExplainTask) -> ScoredText:

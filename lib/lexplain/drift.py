@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from lexplain.corpus import Staged
 from lexplain.errors import TableError
 from lexplain.keys import evidence_key
-from lexplain.keywords import JACKKNIFE_GROUPS, read_lists, where_explained
+from lexplain.keywords import JACKKNIFE_GROUPS, read_lists
 from lexplain.overlap import jaccard, rank_biased_overlap
 from lexplain.plan import Plan
-from lexplain.tables import quote_text
+from lexplain.tables import quote_rows, quote_text
 
 if TYPE_CHECKING:
     from lexplain.plan import FindMethod
@@ -196,12 +196,12 @@ def _read_ranks(tables: Tables, table: KeywordTable) -> dict[tuple[str, str], in
 
 
 def _read_scores(tables: Tables, table: KeywordTable, kept: Sequence[tuple[str, str]]) -> _Scores:
-    pairs = ", ".join(f"({quote_text(label)}, {quote_text(word)})" for label, word in kept) or "('', '')"
+    pairs = quote_rows(kept or [("", "")])
     rows = tables.spark.sql(f"""
         SELECT label, word, doc_group, CAST(sum(score_sum) AS DOUBLE) AS score, sum(n_documents) AS documents
         FROM {tables.name("word_sums")} s
         WHERE (word IS NULL OR EXISTS (SELECT 1 FROM VALUES {pairs} AS p(label, word) WHERE p.label = s.label AND p.word = s.word))
-        AND evidence_key = {quote_text(evidence_key(table.plan))} AND {where_explained(table.corpus, table.explain_keys)}
+        AND evidence_key = {quote_text(evidence_key(table.plan))} AND {table.corpus.where_explained(table.explain_keys)}
         AND label IS NOT NULL GROUP BY label, word, doc_group""").collect()
     found = _Scores({}, {})
     for row in rows:

@@ -25,7 +25,7 @@ from lexplain.comparison import (
     gather_values,
 )
 from lexplain.deletions import deletion_batches
-from lexplain.errors import MethodError, ModelError, PlanError, Problem
+from lexplain.errors import MethodError, PlanError, Problem
 from lexplain.keys import digest
 from lexplain.keyword_quality import QualityFigure, measure_quality, measure_tfidf
 from lexplain.pipeline import Run, open_run
@@ -155,13 +155,9 @@ def evaluate(
         with open_run(spark, mine, find_method, progress) as run:
             run.read_sources()
             run.fine_tune()
-            if run.models[0].problem == "regression":
-                raise ModelError(
-                    f"plan={plan.name!r} explains regressions, which have no probability that words could lower. Numbers would "
-                    "have been read as logits of a class. Evaluate models with classes."
-                )
+            run.check_classes()
             run.attribute()
-            keys[title] = [model.explain_key for model in run.models]
+            keys[title] = run.explain_keys
             measure(run, traces)
             rows[title] = _collect(run, protocols)
             keyword_keys[title] = run.rank_words()
@@ -184,7 +180,7 @@ def evaluate(
 
 def _collect(run: Run, protocols: Sequence[str]) -> list[dict[str, Any]]:
     """Return the traces of a run's explanations, with what is known of these and of the documents' labels."""
-    where = f"{run.corpus.where} AND explain_key IN ({quote_list([model.explain_key for model in run.models])})"
+    where = run.where_explained
     rows = run.tables.spark.sql(f"""
         SELECT explain_key, text_digest, label, protocol, sizes, whole, without, alone, predicted, is_gold, label_rank, gold
         FROM (SELECT * FROM {run.tables.name("deletions")}

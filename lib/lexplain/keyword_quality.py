@@ -26,10 +26,9 @@ from lexplain.keywords import (
     group_words,
     read_lists,
     select_sums,
-    where_explained,
 )
 from lexplain.overlap import jaccard, rank_biased_overlap
-from lexplain.tables import quote_list, quote_text
+from lexplain.tables import quote_list, quote_rows, quote_text
 
 if TYPE_CHECKING:
     from pyspark.sql import Row
@@ -185,8 +184,8 @@ def _select_coverage(
     tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], lists: Mapping[str, Sequence[str]]
 ) -> str:
     """Return the sums (subset, doc_group, list, own, own_count, cross, cross_count); list null for those over all lists."""
-    where, names = where_explained(corpus, explain_keys), f"array({quote_list(sorted(lists))})"
-    pairs = ", ".join(f"({quote_text(label)}, {quote_text(word)})" for label, words in lists.items() for word in words)
+    where, names = corpus.where_explained(explain_keys), f"array({quote_list(sorted(lists))})"
+    pairs = quote_rows((label, word) for label, words in lists.items() for word in words)
     needed = math.ceil(Decimal(str(FREQUENT_SHARE)) * len(explain_keys))
     word = strip_word("word") if plan.keywords.word_rule == "sacx-2022" else "word"
     subsets = ", ".join(

@@ -201,11 +201,6 @@ def _read_version(tables: Tables, table: str) -> int:
     return int(tables.spark.sql(f"DESCRIBE HISTORY {tables.name(table)} LIMIT 1").collect()[0]["version"])
 
 
-def where_explained(corpus: Staged, explain_keys: Sequence[str]) -> str:
-    """Return the condition that selects the rows of these models and this corpus."""
-    return f"{corpus.where} AND explain_key IN ({quote_list(explain_keys)})"
-
-
 def _where_chunks(chunks: Sequence[Row]) -> str:
     """Return the condition that selects chunks given as rows (explain_key, increment, sorted buckets)."""
     same: dict[tuple[int, tuple[int, ...]], list[str]] = {}
@@ -226,7 +221,7 @@ def _select_finished_chunks(
     tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], versions: dict[str, int], unit: Unit
 ) -> str:
     """Return the chunks (explain_key, increment, bucket, split, n_documents) that are complete but not summed."""
-    scope = where_explained(corpus, explain_keys)
+    scope = corpus.where_explained(explain_keys)
     sums, chunks, explanations = (
         f"{tables.name(name)} VERSION AS OF {versions[name]:d}" for name in (unit.sums, "chunks", "explanations")
     )
@@ -284,7 +279,7 @@ def _select_word_sums(
                 {select_best_words(policy, unit.ranked)} AS best
             FROM {tables.name("explanations")} VERSION AS OF {versions["explanations"]:d}
             LEFT SEMI JOIN finished USING ({chunk})
-            WHERE {where_explained(corpus, explain_keys)} AND {is_evidence(policy)}
+            WHERE {corpus.where_explained(explain_keys)} AND {is_evidence(policy)}
         ), occurrences AS (
             SELECT {chunk}, split, label, doc_group, found.word, {NORMALISED_SCORE.format("found.score")} AS score,
                 coalesce(array_position(all_words, found.word) = position, true) AS is_first
@@ -320,7 +315,7 @@ def _read_as_words(tables: Tables, table: str, unit: Unit, where: str) -> str:
 
 def select_sums(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], unit: Unit) -> str:
     """Return the word sums of a plan's evidence, the unit called `word`, split by place of the model, to select from."""
-    place = f"evidence_key = {quote_text(evidence_key(plan))} AND {where_explained(corpus, explain_keys)}"
+    place = f"evidence_key = {quote_text(evidence_key(plan))} AND {corpus.where_explained(explain_keys)}"
     where = f"{place} AND {unit.column} IS NOT NULL AND {_only_labels(plan)}"
     # The sums' own split is a model's place among those of the plan that explained it first: two models of another plan
     # may have had the same one.
@@ -417,7 +412,7 @@ def _select_documents(
         return f"""
             SELECT array(label) AS labels, array_distinct(flatten(collect_list({words}))) AS words
             FROM {tables.name("explanations")}
-            WHERE {where_explained(corpus, explain_keys)} AND {counts}
+            WHERE {corpus.where_explained(explain_keys)} AND {counts}
             GROUP BY doc_id, label"""
     known, words = "words", "array_distinct(words)"
     if published:

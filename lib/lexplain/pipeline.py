@@ -21,7 +21,7 @@ from lexplain.keywords import PHRASES, WORDS, Unit, describe_evidence, rank_keyw
 from lexplain.plan import FindMethod, Plan, Sink, Source
 from lexplain.preparation import find_prepared, prepare_models
 from lexplain.schema import TABLES
-from lexplain.tables import Tables, quote_list, quote_text
+from lexplain.tables import Tables, quote_text
 from lexplain.training import find_models, fine_tune_splits, read_model, take_models
 
 if TYPE_CHECKING:
@@ -123,6 +123,28 @@ class Run:
         return take_models(self.tables, self.plan, self.find_method, self.locations)
 
     @property
+    def explain_keys(self) -> list[str]:
+        """The keys of the models' explanations, by split."""
+        return [model.explain_key for model in self.models]
+
+    @property
+    def where_explained(self) -> str:
+        """The SQL condition that selects what the run's models made of its corpus."""
+        return self.corpus.where_explained(self.explain_keys)
+
+    def check_classes(self) -> None:
+        """Refuse regressions, for what asks about classes.
+
+        Raises:
+            ModelError: The models are regressions.
+        """
+        if _are_regressions(self.models):
+            raise ModelError(
+                f"plan={self.plan.name!r} explains regressions, which have no classes. Their numbers would have been read as "
+                "logits of a class. Write a plan whose models have classes."
+            )
+
+    @property
     def labels(self) -> list[str]:
         """The labels of the models, by name."""
         return sorted({label for model in self.models for label in model.labels})
@@ -187,11 +209,10 @@ class Run:
         Raises:
             AccountingError: Attribution is not finished.
         """
-        keys = [model.explain_key for model in self.models]
         self._aggregated = True
         self.check_attributed()
         if _are_regressions(self.models):
-            self.record["explain_keys"] = keys
+            self.record["explain_keys"] = self.explain_keys
             self.progress.start("aggregate", 0, "table")
             self.progress.finish(
                 "no class keywords: the models are regressions, whose output is a number and no class; what moves it is in "
@@ -201,7 +222,7 @@ class Run:
         key, labelled = self.rank_words(), self._labelled()
         self.record |= {
             "keyword_key": key,
-            "explain_keys": keys,
+            "explain_keys": self.explain_keys,
             "labelled_snapshot": None if labelled is None else labelled.version,
             "evidence": describe_evidence(self.plan) | {"increments": self.corpus.increments},
         }
@@ -221,7 +242,7 @@ class Run:
         Returns:
             Their keyword_key.
         """
-        keys, labelled = [model.explain_key for model in self.models], self._labelled()
+        keys, labelled = self.explain_keys, self._labelled()
         key = keyword_key(self.plan, keys, self.corpus.version, None if labelled is None else labelled.version)
         units = self._list_units()
         self.progress.start("aggregate", len(units), "tables")
@@ -334,7 +355,7 @@ class Run:
         if not keys or corpus is None:
             return {}
         row = self.tables.read("explanations").where(
-            f"status = 'explained' AND {corpus.where} AND explain_key IN ({quote_list(keys)})"
+            f"status = 'explained' AND {corpus.where_explained(keys)}"
         ).selectExpr(
             "avg(CAST(converged AS INT)) AS share_converged",
             "percentile(completeness_gap_relative, 0.5) AS gap_relative_median",

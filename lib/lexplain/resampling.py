@@ -23,8 +23,13 @@ def bootstrap_means(values: Sequence[float], resamples: int = RESAMPLES, seed: i
 
 def bootstrap_mean(values: Sequence[float], resamples: int = RESAMPLES) -> tuple[float, float, float]:
     """Return mean, and the 2.5 and 97.5 % quantiles of the means of bootstrap samples."""
-    low, high = np.quantile(bootstrap_means(values, resamples), (0.025, 0.975))
-    return float(np.mean(values)), float(low), float(high)
+    return float(np.mean(values)), *find_interval(bootstrap_means(values, resamples))
+
+
+def find_interval(sampled: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the ends of the 95 % interval: the 2.5 and 97.5 % quantiles of what samples gave."""
+    low, high = np.quantile(sampled, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def permute_signs(differences: Sequence[float], flips: int = FLIPS) -> float:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from itertools import product
 from typing import TYPE_CHECKING
 
-from lexplain.errors import ModelError, PlanError, Problem
+from lexplain.errors import PlanError, Problem
 from lexplain.keys import digest
 from lexplain.keyword_quality import measure_quality
 from lexplain.pipeline import open_run
@@ -106,16 +106,11 @@ def sweep(
     """
     found: list[Setting] = []
     with open_run(spark, plan, find_method, progress) as run:
-        if run.models[0].problem == "regression":
-            raise ModelError(
-                f"plan={plan.name!r} explains regressions, which have no class keywords. Every list would have been empty. "
-                "Sweep over a plan whose models have classes."
-            )
+        run.check_classes()
         run.check_attributed()
-        keys = [model.explain_key for model in run.models]
         for mine in settings:
             keyword_key = replace(run, plan=mine).rank_words()
-            figures = measure_quality(run.tables, mine, run.corpus, keys, keyword_key)
+            figures = measure_quality(run.tables, mine, run.corpus, run.explain_keys, keyword_key)
             found.append(_describe(mine, keyword_key, figures))
         ranked = [
             replace(setting, rank=place)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -316,6 +316,13 @@ def quote_identifier(name: str) -> str:
 def quote_text(text: str) -> str:
     """Return a SQL string literal; nothing in it can end the literal or be read as an escape."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def quote_rows(rows: Iterable[tuple[str | int, ...]]) -> str:
+    """Return rows of texts and whole numbers for SQL's VALUES."""
+    return ", ".join(
+        f"({', '.join(quote_text(cell) if isinstance(cell, str) else str(cell) for cell in row)})" for row in rows
+    )
 
 
 def quote_list(texts: Sequence[str]) -> str:

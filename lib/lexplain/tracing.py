@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from lexplain.attribution import DeviceWork, ExplainedModel, as_tasks, make_task, on_task_device, split_waves
+from lexplain.deletions import PLACE
 from lexplain.errors import AccountingError
 from lexplain.executor import ExplainTask
 from lexplain.pipeline import Run
@@ -16,8 +17,6 @@ from lexplain.tables import quote_list, quote_text
 
 # Documents a task: decides what shares a batch, so it must not depend on the cluster's size.
 _TASK_DOCUMENTS = 32
-
-_PLACE = ("explain_key", "corpus_key", "increment", "bucket", "doc_id", "text_digest", "label")
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,11 @@ def measure(run: Run, measurement: Measurement) -> None:
     pending = run.tables.spark.sql(_select_pending(run, measurement)).collect()
     total = sum(row["count"] for row in pending)
     run.progress.start(measurement.unit, total, "explanations")
-    for increment, bucket, lacking in sorted(
-        {(row["increment"], row["bucket"], tuple(row["kinds"])) for row in pending}
-    ):
-        owed = {
-            row["explain_key"]: row["count"]
-            for row in pending
-            if (row["increment"], row["bucket"], tuple(row["kinds"])) == (increment, bucket, lacking)
-        }
+    owed_by_chunk: dict[tuple[int, int, tuple[str, ...]], dict[str, int]] = {}
+    for row in pending:
+        chunk = row["increment"], row["bucket"], tuple(row["kinds"])
+        owed_by_chunk.setdefault(chunk, {})[row["explain_key"]] = row["count"]
+    for (increment, bucket, lacking), owed in sorted(owed_by_chunk.items()):
         for wave in split_waves([model for model in run.models if model.explain_key in owed], run.plan):
             count = sum(owed[model.explain_key] for model in wave)
             _measure_chunk(run, measurement, wave, (increment, bucket), lacking, count)
@@ -76,7 +72,7 @@ def measure(run: Run, measurement: Measurement) -> None:
 
 def _select_pending(run: Run, measurement: Measurement) -> str:
     """Return the chunks of each model (explain_key, increment, bucket, count, kinds) that lack rows, and of which kinds."""
-    where = f"{run.corpus.where} AND explain_key IN ({quote_list([model.explain_key for model in run.models])})"
+    where = run.where_explained
     chunk, kind = "explain_key, increment, bucket", measurement.kind
     return f"""
         WITH owed AS (
@@ -102,7 +98,7 @@ def _measure_chunk(
     chunk = f"corpus_key = {quote_text(run.corpus.key)} AND increment = {place[0]} AND bucket = {place[1]}"
     texts = tables.read("staged").where(chunk).select("doc_id", "text")
     measured = f"{chunk} AND explain_key IN ({keys}) AND status = 'explained' AND {measurement.where}"
-    explained = tables.read("explanations").where(measured).selectExpr(*_PLACE, *measurement.columns)
+    explained = tables.read("explanations").where(measured).selectExpr(*PLACE, *measurement.columns)
     documents = explained.join(texts, "doc_id").repartition(max(1, ceil(count / _TASK_DOCUMENTS)), "text_digest")
     work = measurement.make_work(make_task(tables.spark, run.plan, run.find_method, as_tasks(models)), kinds)
     measuring = on_task_device(work, run.plan.execution.device, is_local(tables.spark))

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from lexplain.errors import ExplainError, LimitError, PlanError, TableError
 from lexplain.plan import Plan
-from lexplain.terminal import divert_chatter, print_error
+from lexplain.terminal import StageProgress, divert_chatter, format_seconds, print_error
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -83,6 +84,23 @@ def open_terminal(command: str, folder: Path | None) -> Iterator[Terminal]:
                 stop_session(state.spark)
     if state.exit_code:
         raise typer.Exit(state.exit_code)
+
+
+@contextmanager
+def open_job(command: str, plan: Plan) -> Iterator[tuple[Terminal, SparkSession, StageProgress]]:
+    """Open what a command with a plan works with: a terminal that logs into the sink, a session, progress of stages."""
+    with open_terminal(command, None if plan.sink.path is None else Path(plan.sink.path)) as terminal:
+        console, started = terminal.console, time.monotonic()
+        console.print(f"[bold]lexplain[/bold] {escape(command)} {escape(plan.name)}")
+        console.print(f"[dim]log: {escape(str(terminal.log_file))}[/dim]")
+        progress = StageProgress(console)
+        try:
+            spark = terminal.open_session(f"lexplain {command} {plan.name}")
+            seconds = format_seconds(time.monotonic() - started)
+            console.print(f"[green]✓[/green] {'start Spark':<14} {spark.version} with Delta [dim]({seconds})[/dim]")
+            yield terminal, spark, progress
+        finally:
+            progress.close()
 
 
 def name_unwritable(folder: Path, error: OSError) -> TableError:

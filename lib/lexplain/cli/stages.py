@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from lexplain.cli.console import (
     BAD_PLAN,
@@ -16,14 +14,13 @@ from lexplain.cli.console import (
     PlanPath,
     load_plan,
     name_unwritable,
-    open_terminal,
+    open_job,
     refuse,
     split_list,
     split_numbers,
 )
 from lexplain.errors import ExplainError, PlanError
 from lexplain.outcome import show_keywords, show_leaderboard, show_place, show_quality, show_sweep
-from lexplain.terminal import StageProgress, format_seconds
 
 if TYPE_CHECKING:
     from lexplain.pipeline import Run
@@ -38,27 +35,15 @@ def run_stages(path: Path, command: str, stages: Callable[[Run], str | None]) ->
         plan = load_plan(path)
     except PlanError as error:
         raise refuse(error, BAD_PLAN) from None
-    sink = None if plan.sink.path is None else Path(plan.sink.path)
-    with open_terminal(command, sink) as terminal:
-        console = terminal.console
-        console.print(f"[bold]lexplain[/bold] {escape(command)} {escape(plan.name)}")
-        console.print(f"[dim]log: {escape(str(terminal.log_file))}[/dim]")
-        started = time.monotonic()
-        progress = StageProgress(console)
-        try:
-            spark = terminal.open_session(f"lexplain {plan.name}")
-            seconds = format_seconds(time.monotonic() - started)
-            console.print(f"[green]✓[/green] {'start Spark':<14} {spark.version} with Delta [dim]({seconds})[/dim]")
-            with open_run(spark, plan, find_method, progress) as run:
-                key = stages(run)
-                run.finish("finished")
-            progress.close()
-            # After the run is closed: a reader that goes away must not turn it into a failed one.
-            if key is not None:
-                show_keywords(console, run, key)
-                show_place(console, run)
-        finally:
-            progress.close()
+    with open_job(command, plan) as (terminal, spark, progress):
+        with open_run(spark, plan, find_method, progress) as run:
+            key = stages(run)
+            run.finish("finished")
+        progress.close()
+        # After the run is closed: a reader that goes away must not turn it into a failed one.
+        if key is not None:
+            show_keywords(terminal.console, run, key)
+            show_place(terminal.console, run)
 
 
 def _run(run: Run) -> str | None:
@@ -112,13 +97,9 @@ def evaluate_command(
         contestants = list_contestants(loaded, split_list(methods), documents, find_method, presets)
     except PlanError as error:
         raise refuse(error, BAD_PLAN) from None
-    with open_terminal("evaluate", None if loaded.sink.path is None else Path(loaded.sink.path)) as terminal:
-        progress = StageProgress(terminal.console)
-        try:
-            spark = terminal.open_session(f"lexplain evaluate {loaded.name}")
-            found = evaluate(spark, loaded, contestants, find_method, progress, presets)
-        finally:
-            progress.close()
+    with open_job("evaluate", loaded) as (terminal, spark, progress):
+        found = evaluate(spark, loaded, contestants, find_method, progress, presets)
+        progress.close()
         show_leaderboard(terminal.console, found.faithfulness, found.differences)
         show_quality(terminal.console, found.quality)
 
@@ -147,13 +128,9 @@ def sweep_command(
         )
     except PlanError as error:
         raise refuse(error, BAD_PLAN) from None
-    with open_terminal("sweep", None if loaded.sink.path is None else Path(loaded.sink.path)) as terminal:
-        progress = StageProgress(terminal.console)
-        try:
-            spark = terminal.open_session(f"lexplain sweep {loaded.name}")
-            found = sweep(spark, loaded, settings, find_method, progress)
-        finally:
-            progress.close()
+    with open_job("sweep", loaded) as (terminal, spark, progress):
+        found = sweep(spark, loaded, settings, find_method, progress)
+        progress.close()
         show_sweep(terminal.console, found)
 
 

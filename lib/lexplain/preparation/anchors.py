@@ -24,7 +24,7 @@ from lexplain.plan import FindMethod, Plan
 from lexplain.preparation.folders import prepared_folder
 from lexplain.sampling import PATHS_DDL, TOKENS_DDL, VOCABULARIES_DDL, path_batches, token_batches, vocabulary_batches
 from lexplain.session import count_slots, is_local
-from lexplain.tables import Tables, quote_list, quote_text
+from lexplain.tables import Tables, quote_text
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -105,7 +105,7 @@ def _list_tokens(
     tables: Tables, plan: Plan, models: Sequence[ExplainedModel], corpus: Staged, training: Staged | None, task: ExplainTask
 ) -> DataFrame:  # fmt: skip
     """Return the distinct tokens of all documents in chunks that some of the models have not explained."""
-    where = f"{corpus.where} AND explain_key IN ({quote_list([model.explain_key for model in models])})"
+    where = corpus.where_explained([model.explain_key for model in models])
     pending = tables.spark.sql(
         "SELECT DISTINCT c.increment, c.bucket"
         f" FROM (SELECT * FROM {tables.name('chunks')} WHERE {where} AND n_documents > 0) c LEFT ANTI JOIN"

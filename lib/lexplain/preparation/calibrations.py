@@ -87,8 +87,8 @@ def calibrate_models(
 
 def _count_owed(tables: Tables, corpus: Staged, models: Sequence[ExplainedModel]) -> dict[str, int]:
     rows = tables.spark.sql(
-        f"SELECT explain_key, sum(n_documents) AS n FROM {tables.name('chunks')} WHERE {corpus.where}"
-        f" AND explain_key IN ({quote_list([model.explain_key for model in models])}) GROUP BY explain_key"
+        f"SELECT explain_key, sum(n_documents) AS n FROM {tables.name('chunks')}"
+        f" WHERE {corpus.where_explained([model.explain_key for model in models])} GROUP BY explain_key"
     ).collect()
     return dict.fromkeys((model.explain_key for model in models), 0) | {
         row["explain_key"]: int(row["n"]) for row in rows

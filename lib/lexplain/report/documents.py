@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from lexplain.corpus import where_increments
 from lexplain.report.contents import Bounds, Cut, Document, Evidence, Explained, Keyword, Method
 from lexplain.report.contestants import Contestant
-from lexplain.tables import Tables, quote_list, quote_text
+from lexplain.tables import Tables, quote_list, quote_rows, quote_text
 
 if TYPE_CHECKING:
     from pyspark.sql import Row
@@ -51,7 +52,7 @@ def read_documents(
         up to the bound come to the driver.
     """
     where = (
-        f"corpus_key = {quote_text(run['corpus_key'])} AND increment < {run['evidence']['increments']}"
+        f"{where_increments(run['corpus_key'], run['evidence']['increments'])}"
         f" AND explain_key IN ({quote_list(run['explain_keys'])})"
     )
     candidates = _collect_candidates(tables, run, contestants, bounds)
@@ -176,7 +177,7 @@ def _read_texts(tables: Tables, run: Mapping[str, Any], places: Sequence[Place])
     rows = (
         tables.read("staged")
         .where(
-            f"corpus_key = {quote_text(run['corpus_key'])} AND increment < {run['evidence']['increments']}"
+            f"{where_increments(run['corpus_key'], run['evidence']['increments'])}"
             f" AND doc_id IN ({quote_list([place.doc_id for place in places])})"
         )
         .select("doc_id", "text", "text_digest", "labels")
@@ -195,12 +196,10 @@ def _read_explained(
     """Yield the documents with their explanations, in their order, up to the bound on scores."""
     if not places:
         return
-    wanted = ", ".join(
-        f"({number}, {quote_text(texts[place.doc_id].digest)}, {place.split})" for number, place in enumerate(places)
-    )
-    methods = ", ".join(
-        f"({number}, {quote_text(key)})" for number, one in enumerate(contestants) for key in one.explain_keys
-    )
+    wanted = quote_rows(
+        (number, texts[place.doc_id].digest, place.split) for number, place in enumerate(places)
+    )  # fmt: skip
+    methods = quote_rows((number, key) for number, one in enumerate(contestants) for key in one.explain_keys)
     # An evaluation explains a sample under another corpus_key: the text and the model are the same, and so are the scores.
     rows = tables.spark.sql(f"""
         SELECT w.number, m.method, x.label, first(named_struct(
@@ -247,7 +246,7 @@ def _read_evidence(
     """Return every occurrence of the report's keywords that counts as evidence in the report's documents."""
     if not numbers:
         return []
-    wanted = ", ".join(f"({quote_text(place.doc_id)}, {place.split})" for place in numbers)
+    wanted = quote_rows((place.doc_id, place.split) for place in numbers)
     known = {(keyword.label, keyword.word) for keyword in keywords}
     rows = tables.spark.sql(f"""
         SELECT label, word, doc_id, split, start, score_normalised FROM {tables.name("keyword_evidence")}

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lexplain.comparison import BETTER_LOW
+from lexplain.comparison import tell_better
+from lexplain.corpus import where_increments
 from lexplain.errors import TableError
 from lexplain.plan import FindMethod, Plan
 from lexplain.report.contents import Bounds, ClassSummary, Cut, Evaluation, Figure, Keyword, Model, Report
@@ -158,7 +159,16 @@ def _read_evaluation(tables: Tables, name: str, own_keys: Sequence[str]) -> Eval
     return Evaluation(
         measured_at=f"{faithfulness[0]['measured_at']:%Y-%m-%d %H:%M}",
         own=next((row["method"] for row in faithfulness if set(row["explain_keys"]) == set(own_keys)), None),
-        faithfulness=[_make_figure(row, row["protocol"], _beats_random(row)) for row in faithfulness],
+        faithfulness=[
+            _make_figure(
+                row,
+                row["protocol"],
+                None
+                if row["over_random_low"] is None
+                else tell_better(row["metric"], row["over_random_low"], row["over_random_high"]),
+            )
+            for row in faithfulness
+        ],
         quality=[_make_figure(row, row["subset"], None) for row in quality],
     )
 
@@ -168,13 +178,6 @@ def _make_figure(row: Mapping[str, Any], of: str | None, beats_random: bool | No
         row["method"], (row["metric"], of), row["label"], row["value"], row["ci_low"], row["ci_high"], row["n_documents"],
         beats_random,
     )  # fmt: skip
-
-
-def _beats_random(row: Mapping[str, Any]) -> bool | None:
-    """Tell whether the interval of the difference from random scores lies on the good side."""
-    if row["over_random_low"] is None:
-        return None
-    return bool(row["over_random_high"] < 0 if row["metric"] in BETTER_LOW else row["over_random_low"] > 0)
 
 
 # --- facts ----------------------------------------------------------------------------------------------------------
@@ -192,7 +195,7 @@ def _list_facts(
 ) -> list[tuple[str, str]]:
     """Return what is said of the run beside its tables: inputs, rules, cost, accuracy, identity."""
     where = (
-        f"corpus_key = {quote_text(run['corpus_key'])} AND increment < {run['evidence']['increments']}"
+        f"{where_increments(run['corpus_key'], run['evidence']['increments'])}"
         f" AND explain_key IN ({quote_list(run['explain_keys'])}) AND status = 'explained'"
     )
     made = tables.read("explanations").where(where).selectExpr(
