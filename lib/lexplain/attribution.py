@@ -6,14 +6,13 @@ a DataFrame or a model.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lexplain.corpus import Staged
 from lexplain.errors import AccountingError, ExplainError, LimitError, ModelError
@@ -23,9 +22,7 @@ from lexplain.executor import (
     choose_device,
     describe_device,
     explain_batches,
-    explain_texts,
     open_explainer,
-    word_rows,
 )
 from lexplain.plan import FindMethod, Plan
 from lexplain.schema import TABLES
@@ -34,7 +31,6 @@ from lexplain.splits import Split
 from lexplain.tables import Tables, quote_list, quote_text
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
@@ -42,12 +38,6 @@ if TYPE_CHECKING:
 _TASK_DOCUMENTS = 32
 
 STATUSES = ("explained", "no_label", "settled", "rejected")
-
-EXPLAIN_TYPE = (
-    "STRUCT<status: STRING, reason: STRING, explanations: ARRAY<STRUCT<label: STRING, probability: DOUBLE, "
-    "target_score: DOUBLE, baseline_score: DOUBLE, completeness_gap: DOUBLE, "
-    "words: ARRAY<STRUCT<word: STRING, start: INT, end: INT, score: DOUBLE>>>>>"
-)
 
 
 class Progress(Protocol):
@@ -287,9 +277,6 @@ class Attribution:
 
     def _explain_chunk(self, wave: Sequence[ExplainedModel], increment: int, bucket: int) -> dict[str, int]:
         """Commit what a chunk lacks, in the place of any rows of the same models; return the pairs made by status."""
-        from pyspark import StorageLevel
-
-        spark, plan = self.tables.spark, self.plan
         place = f"increment = {increment} AND bucket = {bucket}"
         # Another job may have made them since: it is cheaper to look again than to explain again.
         owed = {row["explain_key"]: int(row["n_documents"]) for row in self._find_pending(place)}
@@ -297,19 +284,89 @@ class Attribution:
         if not models:
             return dict.fromkeys(STATUSES, 0)
         owed = {model.explain_key: owed[model.explain_key] for model in models}
-        task = make_task(spark, plan, self.find_method, as_tasks(models))
         documents = self._read(models, place).where("size(splits) > 0")
+        return self._commit_chunk(models, (increment, bucket), documents, owed)
+
+    def retry_rejected(self, progress: Progress) -> Explained:
+        """Explain rejected documents again, in the place of their rejections; a chunk is one commit, as before.
+
+        Raises:
+            ModelError: Executors cannot load a model; before the first task.
+            AccountingError: A chunk's rows are not those that the ledger owes; they are not committed.
+            TableError: Other jobs' commits came in between time and again.
+        """
+        rejected = [
+            row.asDict()
+            for row in self.tables.spark.sql(
+                "SELECT explain_key, increment, bucket, count(*) AS n_documents"
+                f" FROM {self.tables.name('explanations')} WHERE {self._where} AND status = 'rejected'"
+                " GROUP BY explain_key, increment, bucket"
+            ).collect()
+        ]
+        before, total = self.count_statuses()["rejected"], sum(row["n_documents"] for row in rejected)
+        progress.start("retry", total, "pairs")
+        device, models, started = None, self.models, time.monotonic()
+        if rejected:
+            device = _check_models(self.tables.spark, self.plan, self.find_method, models)
+            models = self.prepare(models)
+        for wave in split_waves(models, self.plan):
+            for increment, bucket, count in _group_chunks(rejected, wave):
+                self._retry_chunk(wave, increment, bucket)
+                progress.advance(count)
+        still = self.count_statuses()["rejected"]
+        progress.finish(f"{total} rejected (model, document) pairs tried again, {still} are still rejected")
+        return Explained(device, before - still, time.monotonic() - started)
+
+    def _retry_chunk(self, wave: Sequence[ExplainedModel], increment: int, bucket: int) -> None:
+        place = f"increment = {increment} AND bucket = {bucket}"
+        made = self.tables.read("explanations").where(f"{self._where} AND {place}")
+        keys = {
+            row["explain_key"] for row in made.where("status = 'rejected'").select("explain_key").distinct().collect()
+        }
+        models = [model for model in wave if model.explain_key in keys]
+        if not models:  # another job has been here
+            return
+        made = made.where(f"explain_key IN ({quote_list([model.explain_key for model in models])})")
+        numbers = ", ".join(f"{quote_text(model.explain_key)}, {model.split}" for model in models)
+        again = made.where("status = 'rejected'").groupBy("doc_id").agg({"explain_key": "collect_set"})
+        again = again.selectExpr("doc_id", f"transform(`collect_set(explain_key)`, x -> map({numbers})[x]) AS splits")
+        documents = self._read(models, place).drop("splits").join(again, "doc_id")
+        ledger = self.tables.read("chunks").where(f"{self._where} AND {place}").select("explain_key", "n_documents")
+        owed = {row["explain_key"]: int(row["n_documents"]) for row in ledger.collect()}
+        owed = {model.explain_key: owed[model.explain_key] for model in models}
+        self._commit_chunk(models, (increment, bucket), documents, owed, kept=made.where("status != 'rejected'"))
+
+    def _commit_chunk(
+        self, models: Sequence[ExplainedModel], chunk: tuple[int, int], documents: DataFrame, owed: Mapping[str, int],
+        kept: DataFrame | None = None,
+    ) -> dict[str, int]:  # fmt: skip
+        """Explain documents of a chunk and commit them in the place of the models' rows; return pairs by status.
+
+        Args:
+            models: Who explains.
+            chunk: Increment and bucket.
+            documents: With `splits`, the numbers of the models that explain each.
+            owed: Documents of the whole chunk, by explain_key.
+            kept: Rows of the chunk that stay.
+        """
+        from pyspark import StorageLevel
+
+        spark, plan = self.tables.spark, self.plan
+        task = make_task(spark, plan, self.find_method, as_tasks(models))
         tasks = max(1, ceil(documents.count() / _TASK_DOCUMENTS))
         ordered = documents.repartition(tasks, "text_digest").sortWithinPartitions("text_digest", "doc_id")
         explaining = on_task_device(partial(explain_batches, task=task), plan.execution.device, is_local(spark))
         explained = ordered.mapInArrow(explaining, TABLES["explanations"].schema)
+        if kept is not None:
+            explained = explained.unionByName(kept)
         # Kept until they are committed: Delta refuses a commit while another job makes one, and the second attempt
         # must not explain again.
         explained = explained.persist(StorageLevel.DISK_ONLY)
+        increment, bucket = chunk
         try:
             made = _check_chunk(explained, f"{increment}/{bucket}", owed)
-            keys = quote_list(list(owed))
-            where = f"corpus_key = {quote_text(self.corpus.key)} AND {place} AND explain_key IN ({keys})"
+            place = f"corpus_key = {quote_text(self.corpus.key)} AND increment = {increment} AND bucket = {bucket}"
+            where = f"{place} AND explain_key IN ({quote_list(list(owed))})"
             self.tables.replace(explained, "explanations", where=where)
         finally:
             explained.unpersist()
@@ -483,49 +540,3 @@ def _check_models(spark: SparkSession, plan: Plan, find_method: FindMethod, mode
     if said:
         raise ModelError("\n".join(said))
     return ", ".join(sorted({row["device"] for row in rows}))
-
-
-def register_explain(
-    spark: SparkSession, plan: Plan, find_method: FindMethod, model: ModelTask, *, name: str = "explain"
-) -> None:
-    """Register the SQL function `explain(text)`: the attribution stage's kernel as an iterator pandas UDF.
-
-    Whatever the plan's accuracy, each explanation is made at document accuracy: it is made to be read. It takes a string or
-    binary column and returns `EXPLAIN_TYPE`: status, reason, and for each predicted label the
-    words with their scores. Device, model cache, batching and rejection rules are the stage's own.
-
-    Args:
-        spark: The session to register in.
-        plan: Method, options, windows and words.
-        find_method: Registry lookup.
-        model: Which model explains.
-        name: Name of the function.
-    """
-    import pandas as pd
-    from pyspark.sql.pandas.functions import pandas_udf
-
-    local = is_local(spark)
-    plan = dataclasses.replace(plan, method=dataclasses.replace(plan.method, accuracy="document"))
-    task = make_task(spark, plan, find_method, [model])
-    requested = plan.execution.device
-
-    def explain(batches: Iterator[pd.Series[Any]]) -> Iterator[pd.DataFrame]:
-        device = task_device(requested, local)
-        for texts in batches:
-            outcomes = explain_texts(list(texts), task, model, device)
-            yield pd.DataFrame([_outcome_row(outcome) for outcome in outcomes])
-
-    # Spark tells the kind of UDF by its type hints, and cannot read postponed ones.
-    explain.__annotations__ = {"batches": Iterator[pd.Series], "return": Iterator[pd.DataFrame]}
-    spark.udf.register(name, cast(Any, pandas_udf)(explain, EXPLAIN_TYPE))
-
-
-def _outcome_row(outcome: Any) -> dict[str, Any]:
-    if not isinstance(outcome, list):
-        return {"status": "rejected", "reason": outcome.reason, "explanations": None}
-    names = ("label", "probability", "target_score", "baseline_score", "completeness_gap")
-    explanations = [
-        {name: getattr(explanation, name) for name in names} | {"words": word_rows(explanation)}
-        for explanation in outcome
-    ]
-    return {"status": "explained" if outcome else "no_label", "reason": None, "explanations": explanations}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,15 @@ from lexplain.executor import add_word_keys
 from lexplain.keys import corpus_key
 from lexplain.plan import Source
 from lexplain.schema import TABLES
-from lexplain.sources import literal_path, read_documents, read_source, refuse_source
+from lexplain.sources import (
+    literal_path,
+    read_above,
+    read_appended,
+    read_documents,
+    read_source,
+    read_watermark,
+    refuse_source,
+)
 from lexplain.tables import Tables, quote_identifier, quote_list, quote_text
 
 if TYPE_CHECKING:
@@ -69,15 +77,32 @@ class Snapshot:
     """What pins a source's content.
 
     Attributes:
-        name: A Delta table's id and version, or a digest of files or content.
+        name: A Delta table's id and version, or a digest of files or content; of a source with a watermark its largest.
         version: The Delta version to read; None: only a second snapshot tells whether a reading was of the first.
+        has_change_feed: Of a Delta table: it says which rows a commit changed.
     """
 
     name: str
     version: int | None = None
+    has_change_feed: bool = False
+
+
+_WATERMARK = "watermark@"
 
 
 def take_snapshot(spark: SparkSession, source: Source, name: str) -> Snapshot:
+    """Return what pins a source's content now; with a watermark, what it has reached.
+
+    Raises:
+        CorpusError: The source is not there, or its watermark cannot be read.
+    """
+    snapshot = _take_snapshot(spark, source, name)
+    if source.watermark is None:
+        return snapshot
+    return replace(snapshot, name=_WATERMARK + read_watermark(spark, source, name, snapshot.version))
+
+
+def _take_snapshot(spark: SparkSession, source: Source, name: str) -> Snapshot:
     """Return what pins a source's content now.
 
     For a Delta table its id and version; for files, and tables over files, a digest of their listing; for a view,
@@ -100,7 +125,9 @@ def take_snapshot(spark: SparkSession, source: Source, name: str) -> Snapshot:
     if detail["format"] != "delta":
         return _list_files(spark, source)
     version = int(spark.sql(f"DESCRIBE HISTORY {table} LIMIT 1").collect()[0]["version"])
-    return Snapshot(f"{detail['id']}@{version}", version)
+    return Snapshot(
+        f"{detail['id']}@{version}", version, detail["properties"].get("delta.enableChangeDataFeed") == "true"
+    )
 
 
 def _digest_documents(spark: SparkSession, source: Source, name: str) -> Snapshot:
@@ -161,19 +188,23 @@ def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int) ->
     )
 
 
-def _increments(recorded: Mapping[str, int]) -> list[int]:
+def _increments(recorded: Mapping[str, int | None]) -> list[int]:
     """Return how many documents each increment has; a reading that found no new one is no increment."""
-    return [count for count in recorded.values() if count]
+    return [count for count in recorded.values() if count is not None]
 
 
-def _record_staged(tables: Tables, source: Source) -> dict[str, int]:
-    """Return the source's recorded readings, snapshot to number of new documents.
+def _record_staged(tables: Tables, source: Source) -> dict[str, int | None]:
+    """Return the source's recorded readings, snapshot to number of new documents; None where there was none.
 
     Staged increments without a record get theirs first: of a job that was killed in between, or of one that is
     about to write the same.
     """
     ours = f"corpus_key = {quote_text(corpus_key(source))}"
-    recorded = {row["snapshot"]: row["n_documents"] for row in tables.read("increments").where(ours).collect()}
+    # By buckets: the documents of an increment may all have been forgotten since.
+    recorded = {
+        row["snapshot"]: row["n_documents"] if row["n_buckets"] else None
+        for row in tables.read("increments").where(ours).collect()
+    }
     staged = tables.spark.sql(
         "SELECT increment, snapshot, count(*) AS n_documents, CAST(count(DISTINCT bucket) AS INT) AS n_buckets"
         f" FROM {tables.name('staged')} WHERE {ours} AND increment >= {len(_increments(recorded))}"
@@ -200,9 +231,15 @@ def _stage_increment(
 ) -> None:
     """Stage what is new in a snapshot, or note that nothing is; do neither if the source has moved on since."""
     spark = tables.spark
-    read = read_documents(spark, source, name, version=snapshot.version).persist()
+    rows = _read_new(tables, source, snapshot, name) if increment else None
+    read = read_documents(spark, source, name, version=snapshot.version, rows=rows)
+    read = _leave_forgotten(tables, source, read).persist()
     try:
-        documents = _find_appended(tables, source, read, increment, name) if increment else read
+        if rows is not None:
+            documents = read
+            _refuse_known(tables, source, read, name)
+        else:
+            documents = _find_appended(tables, source, read, increment, name) if increment else read
         count = _check_ids(documents, source, name)
         if snapshot.version is None and take_snapshot(spark, source, name) != snapshot:
             return
@@ -218,6 +255,43 @@ def _stage_increment(
             _record(tables, source, increment=increment, snapshot=snapshot.name, n_documents=0, n_buckets=0)
     finally:
         read.unpersist()
+
+
+def _read_new(tables: Tables, source: Source, snapshot: Snapshot, name: str) -> DataFrame | None:
+    """Return the source's rows that came since it was last read; None where only all of its documents can tell.
+
+    They are told by the watermark, or by a Delta table's change feed if its commits only added rows. Then documents that
+    were changed or deleted are not looked for: the feed has none, and a watermark promises it.
+    """
+    where = f"corpus_key = {quote_text(corpus_key(source))}"
+    names = [row["snapshot"] for row in tables.read("increments").where(where).orderBy("staged_at").collect()]
+    if source.watermark is not None:
+        known = [one.removeprefix(_WATERMARK) for one in names if one.startswith(_WATERMARK)]
+        return read_above(tables.spark, source, name, known[-1], snapshot.version) if known else None
+    # An id made from the text may be another one beside a copy, and a limit lets new documents push others out.
+    if not snapshot.has_change_feed or source.limit is not None or source.columns.doc_id is None:
+        return None
+    table, _, version = snapshot.name.rpartition("@")
+    known = [one.rpartition("@")[2] for one in names if one.rpartition("@")[0] == table]
+    return read_appended(tables.spark, source, int(known[-1]) + 1, int(version)) if known else None
+
+
+def _refuse_known(tables: Tables, source: Source, documents: DataFrame, name: str) -> None:
+    """Refuse new rows with ids that were staged before: two documents would have one id, or one has changed."""
+    staged = tables.read("staged").where(f"corpus_key = {quote_text(corpus_key(source))}").select("doc_id")
+    again = documents.join(staged, "doc_id", "left_semi").select("doc_id").orderBy("doc_id").limit(_SHOWN).collect()
+    if again:
+        shown = ", ".join(repr(row["doc_id"]) for row in again)
+        raise CorpusError(
+            f"{name}={source.origin!r} has new rows with ids of documents that were read before, as {shown}. Keywords would have "
+            "mixed old and new texts. Only appended documents are followed: give them ids of their own, or write to a new sink."
+        )
+
+
+def _leave_forgotten(tables: Tables, source: Source, documents: DataFrame) -> DataFrame:
+    forgotten = tables.read("forgotten").where(f"origin = {quote_text(source.origin)}").select("doc_digest")
+    named = documents.selectExpr("*", "sha2(doc_id, 256) AS doc_digest")
+    return named.join(forgotten.hint("broadcast"), "doc_digest", "left_anti").select(documents.columns)
 
 
 def _check_ids(documents: DataFrame, source: Source, name: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lexplain.plan import LEARNING_RATES, FindMethod, Keywords, Plan, Source
 from lexplain.settings import plain
@@ -20,9 +20,10 @@ def digest(*parts: object) -> str:
 
 def corpus_key(source: Source) -> str:
     """Key of a source: its origin, filter, sample and column mapping; no version, so that increments join."""
-    # A format that was only spelt out, or a header where there is none, changes no document.
+    # A format that was only spelt out, a header where there is none, or how new rows are found changes no document.
     header = source.header or source.kind not in ("csv", "tsv")
-    return digest("corpus", source.kind, dataclasses.replace(source, format=None, header=header))
+    named = plain(dataclasses.replace(source, format=None, header=header))
+    return digest("corpus", source.kind, {name: value for name, value in named.items() if name != "watermark"})
 
 
 def model_key(plan: Plan, base_digest: str, split: int, training_snapshot: str) -> str:
@@ -94,8 +95,18 @@ def evidence_key(plan: Plan) -> str:
     return digest("evidence", plan.evidence, rules.probability, rules.top_n, rules.word_rule)
 
 
-def keyword_key(plan: Plan, explain_keys: Sequence[str], corpus_snapshot: str, labelled_snapshot: str | None) -> str:
-    """Key of one keyword table: explanations, evidence, thresholds and the snapshots it was made from."""
+def keyword_key(
+    plan: Plan,
+    explain_keys: Sequence[str],
+    corpus_snapshot: str,
+    labelled_snapshot: str | None,
+    counts: Mapping[str, int],
+) -> str:
+    """Key of one keyword table: explanations, evidence, thresholds and the snapshots it was made from.
+
+    Of `counts`, (model, document) pairs by status, those that may be explained yet are in it: when some are, the table is
+    another one.
+    """
     labelled = None if plan.labelled is None else corpus_key(plan.labelled)
     test_share = None if plan.models.base is None else plan.models.test_share  # of the error between splits
     made_from = (
@@ -106,7 +117,8 @@ def keyword_key(plan: Plan, explain_keys: Sequence[str], corpus_snapshot: str, l
         labelled_snapshot,
         test_share,
     )
-    return digest("keywords", made_from, evidence_key(plan), _rules(plan))
+    open_pairs = {status: counts[status] for status in ("rejected", "settled") if counts.get(status)}
+    return digest("keywords", made_from, evidence_key(plan), _rules(plan), *([open_pairs] if open_pairs else []))
 
 
 def run_id(plan: Plan, find_method: FindMethod, model_digests: Sequence[str]) -> str:

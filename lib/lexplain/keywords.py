@@ -75,7 +75,7 @@ def sum_words(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence
 
     A chunk is finished when the rows of its documents are all there. With its sums it gets rows without a
     word: one a label and document group, which counts the evidence documents, and one without a label,
-    which counts all documents and marks the chunk as added up.
+    which counts all documents, and as its occurrences the explained rows, and marks the chunk as added up.
 
     Args:
         tables: Reads `chunks` and `explanations`, adds to the unit's sums.
@@ -220,23 +220,30 @@ def _where_chunks(chunks: Sequence[Row]) -> str:
 def _select_finished_chunks(
     tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], versions: dict[str, int], unit: Unit
 ) -> str:
-    """Return the chunks (explain_key, increment, bucket, split, n_documents) that are complete but not summed."""
+    """Return the chunks (explain_key, increment, bucket, split, n_documents, n_explained) that are complete but not summed.
+
+    A chunk whose rows have changed since, as a document was explained after all or forgotten, is not summed either: its
+    marker tells of other numbers.
+    """
     scope = corpus.where_explained(explain_keys)
     sums, chunks, explanations = (
         f"{tables.name(name)} VERSION AS OF {versions[name]:d}" for name in (unit.sums, "chunks", "explanations")
     )
     return f"""
-        SELECT explain_key, increment, bucket, split, n_documents
-        FROM (SELECT * FROM {chunks} WHERE {scope})
-        LEFT ANTI JOIN (
-            SELECT explain_key, increment, bucket FROM {sums}
+        SELECT explain_key, increment, bucket, split, n_documents, n_explained
+        FROM (
+            SELECT explain_key, increment, bucket, split, n_documents, coalesce(n_explained, 0) AS n_explained
+            FROM (SELECT * FROM {chunks} WHERE {scope})
+            LEFT JOIN (
+                SELECT explain_key, increment, bucket, count_if(label_rank = 0) AS n_present,
+                    count_if(status = 'explained') AS n_explained
+                FROM {explanations} WHERE {scope} GROUP BY explain_key, increment, bucket
+            ) USING (explain_key, increment, bucket)
+            WHERE coalesce(n_present, 0) = n_documents
+        ) LEFT ANTI JOIN (
+            SELECT explain_key, increment, bucket, n_documents, n_occurrences AS n_explained FROM {sums}
             WHERE evidence_key = {quote_text(evidence_key(plan))} AND {scope} AND label IS NULL
-        ) USING (explain_key, increment, bucket)
-        LEFT JOIN (
-            SELECT explain_key, increment, bucket, count(*) AS n_present FROM {explanations}
-            WHERE {scope} AND label_rank = 0 GROUP BY explain_key, increment, bucket
-        ) USING (explain_key, increment, bucket)
-        WHERE coalesce(n_present, 0) = n_documents"""
+        ) USING (explain_key, increment, bucket, n_documents, n_explained)"""
 
 
 def describe_evidence(plan: Plan) -> dict[str, object]:
@@ -293,7 +300,7 @@ def _select_word_sums(
             CAST(sum(CAST(score * score AS {SCORE})) AS {SCORE_SUM}) AS score_square_sum
         FROM occurrences GROUP BY {chunk}, split, label, doc_group, word
         UNION ALL
-        SELECT {keys}, {chunk}, split, NULL, NULL, -1, n_documents, 0, 0, 0 FROM finished"""
+        SELECT {keys}, {chunk}, split, NULL, NULL, -1, n_documents, n_explained, 0, 0 FROM finished"""
 
 
 # --- statistics and rules -------------------------------------------------------------------------------------

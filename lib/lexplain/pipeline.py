@@ -12,15 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lexplain.attribution import Attribution, ExplainedModel, Progress, register_explain
+from lexplain.attribution import Attribution, Explained, ExplainedModel, Progress
 from lexplain.corpus import Staged, check_seen, list_labels, stage
-from lexplain.errors import CorpusError, LimitError, ModelError, PlanError, redact
+from lexplain.errors import CorpusError, LimitError, ModelError, PlanError, TableError, redact
 from lexplain.executor import ModelTask
 from lexplain.keys import corpus_key, keyword_key, run_id
 from lexplain.keywords import PHRASES, WORDS, Unit, describe_evidence, rank_keywords, sum_words
 from lexplain.plan import FindMethod, Plan, Sink, Source
 from lexplain.preparation import find_prepared, prepare_models
 from lexplain.schema import TABLES
+from lexplain.sql_function import register_explain
 from lexplain.tables import Tables, quote_text
 from lexplain.training import find_models, fine_tune_splits, read_model, take_models
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from lexplain.tracking import ModelLocation, RunTracker
 
 _SHOWN_LABELS = 10  # in a message
+_CHUNK_DOCUMENTS = 2000  # where nothing is known of the rate
+_MOST_CHUNK_DOCUMENTS = 100_000  # a chunk's rows are one commit
 
 
 def tracking_uri(plan: Plan) -> str | None:
@@ -184,7 +187,14 @@ class Run:
 
     def attribute(self) -> None:
         """Explain what is not explained yet, and check that every document is accounted for."""
-        done = self._attribution.explain(self.progress)
+        self.record["explain_keys"] = self.explain_keys
+        self._note(self._attribution.explain(self.progress))
+
+    def retry_rejected(self) -> None:
+        """Explain the rejected documents again, for what may have changed since: memory, budget, device."""
+        self._note(self._attribution.retry_rejected(self.progress))
+
+    def _note(self, done: Explained) -> None:
         self._counts = self._attribution.count_documents()
         if done.n_pairs:
             self.record |= {"device": done.device, "documents_per_second": done.n_pairs / done.seconds}
@@ -210,8 +220,8 @@ class Run:
             AccountingError: Attribution is not finished.
         """
         self._aggregated = True
-        self.check_attributed()
         if _are_regressions(self.models):
+            self.check_attributed()
             self.record["explain_keys"] = self.explain_keys
             self.progress.start("aggregate", 0, "table")
             self.progress.finish(
@@ -241,9 +251,14 @@ class Run:
 
         Returns:
             Their keyword_key.
+
+        Raises:
+            AccountingError: Attribution is not finished.
         """
+        self.check_attributed()
         keys, labelled = self.explain_keys, self._labelled()
-        key = keyword_key(self.plan, keys, self.corpus.version, None if labelled is None else labelled.version)
+        snapshot = None if labelled is None else labelled.version
+        key = keyword_key(self.plan, keys, self.corpus.version, snapshot, self._counts)
         units = self._list_units()
         self.progress.start("aggregate", len(units), "tables")
         share = self.plan.models.test_share
@@ -275,15 +290,27 @@ class Run:
         pinned = self._pinned(source, name)
         self.progress.start(f"read {name}", 1, "source")
         if pinned is None:
-            pinned = stage(self.tables, source, name=name, chunk_documents=self.plan.execution.chunk_documents)
+            pinned = stage(self.tables, source, name=name, chunk_documents=self._choose_chunk_documents())
             said = "staged"
         else:
-            said = "as the unfinished run found them; what has come since is for the next run"
+            said = "as the run found them; what has come since is for the next one"
         self.progress.advance(1)
         self.progress.finish(f"{pinned.n_documents} documents {said}")
         self._pin(pinned)
         self._staged[key] = pinned
         return pinned
+
+    def _choose_chunk_documents(self) -> int:
+        """Return how many documents a chunk of a new increment has: as many as the plan's time for one takes."""
+        execution = self.plan.execution
+        if execution.chunk_documents is not None:
+            return execution.chunk_documents
+        known = self.tables.read("runs").where(
+            f"name = {quote_text(self.plan.name)} AND documents_per_second > 0 AND explain_keys IS NOT NULL"
+        ).orderBy("started_at", ascending=False).selectExpr("documents_per_second / size(explain_keys) AS rate").head(1)  # fmt: skip
+        if not known:
+            return _CHUNK_DOCUMENTS
+        return min(_MOST_CHUNK_DOCUMENTS, max(1, round(float(known[0]["rate"]) * 60 * execution.chunk_minutes)))
 
     def _pin(self, staged: Staged) -> None:
         """Record an input before anything is made of it: a retry must find the input of this start."""
@@ -365,14 +392,23 @@ class Run:
 
 
 @contextmanager
-def open_run(spark: SparkSession, plan: Plan, find_method: FindMethod, progress: Progress) -> Iterator[Run]:
+def open_run(
+    spark: SparkSession, plan: Plan, find_method: FindMethod, progress: Progress, *, pinned: bool = False
+) -> Iterator[Run]:
     """Open a plan's run: tables, lock, models' digests, MLflow's parent run, the row in `runs`.
 
     The run is recorded as failed when the block raises, as stopped when a limit was passed; otherwise the
     caller says `finish`.
 
+    Args:
+        spark: The session.
+        plan: What to run.
+        find_method: Registry lookup.
+        progress: Told of each stage.
+        pinned: The run was started before, and goes on with the documents that it had then, finished or not.
+
     Raises:
-        TableError: Another writer holds the sink.
+        TableError: Another writer holds the sink, or a run that must be there is not.
         ModelError: A model is not there.
     """
     from lexplain.tracking import RunTracker, locate_model
@@ -386,6 +422,12 @@ def open_run(spark: SparkSession, plan: Plan, find_method: FindMethod, progress:
         names = plan.models.uris or (str(plan.models.base),)
         locations = [locate_model(name, uri) for name in names]
         identity = run_id(plan, find_method, [location.digest for location in locations])
+        before = _read_record(tables, identity)
+        if pinned and before is None:
+            raise TableError(
+                f"name={plan.name!r} with these keys is no run in {plan.sink.path or plan.sink.schema!r}. There would have been "
+                "nothing to change. Run the plan first: lexplain run PLAN.yaml."
+            )
         tracker = None
         if uri is not None:
             tracker = RunTracker.open(
@@ -394,8 +436,8 @@ def open_run(spark: SparkSession, plan: Plan, find_method: FindMethod, progress:
             )  # fmt: skip
             tracker.log_plan(plan.to_yaml())
         tables.sign_commits({"run_id": identity, "mlflow_run_id": "" if tracker is None else tracker.mlflow_run_id})
-        before = _read_record(tables, identity)
         record = _open_record(tables, plan, identity, before, None if tracker is None else tracker.mlflow_run_id)
+        record["resumed"] |= pinned
         run = Run(
             plan, find_method, tables, progress, identity, locations, tracker, record, _opened_at=tables.commits,
             _before=before,

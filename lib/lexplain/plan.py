@@ -75,6 +75,10 @@ class Source:
     label_separator: str | None = setting(None, says="splits a string of several labels, as ' '")
     header: bool = setting(True, says="csv and tsv: the first line names the columns; otherwise they are _c0, _c1, ...")
     where: str | None = setting(None, says="SQL condition on the source's own columns")
+    watermark: str | None = setting(
+        None,
+        says="column that grows with every new row (number, date, timestamp, text): later readings take only rows above it",
+    )
     sample: float | None = setting(
         None, above=0.0, high=1.0, says="share of the documents, the same ones each time",
         silently="No document, or every document, would have been read",
@@ -230,7 +234,16 @@ class Execution:
         None, low=16, says="tokens x path points a pass of the model; 2048 on a CPU, 32768 on a GPU when left out",
         silently="Not even one token would have fitted a pass",
     )  # fmt: skip
-    chunk_documents: int = setting(2_000, low=1, says="documents a chunk: the unit that is committed and resumed")
+    chunk_documents: int | None = setting(
+        None,
+        low=1,
+        says="documents a chunk, the unit that is committed and resumed; as many as chunk_minutes take when left out",
+    )
+    chunk_minutes: float = setting(
+        10.0,
+        above=0.0,
+        says="how long a chunk takes at the rate of the plan's last run; 2000 documents where there is none",
+    )
     models_in_memory: int = setting(4, low=1, says="models that a worker holds at once")
     allow_pickle: bool = setting(False, says="true: load pickled weights, which can run code of whoever made them")
     compile: bool = setting(False, says="true: torch.compile the models; pays on GPUs and long runs")
@@ -399,6 +412,16 @@ def _check_source(source: Source, where: str, sure: Sure) -> Iterator[Problem]:
     if source.table is None and source.path is not None and source.kind is None and sure(f"{where}.format"):
         yield Problem(f"{where}.path", source.path, "does not tell its format", "It might have been read as the wrong one",
                       f"Add {where}.format: delta, parquet, json, csv or tsv")  # fmt: skip
+    if source.watermark is not None and source.columns.doc_id is None and sure(f"{where}.columns.doc_id"):
+        yield Problem(f"{where}.watermark", source.watermark, "needs columns.doc_id",
+                      "A copy of a text that was read before would have got its id", f"Write {where}.columns.doc_id")  # fmt: skip
+    if source.watermark is not None and source.limit is not None:
+        yield Problem(f"{where}.watermark", source.watermark, f"contradicts {where}.limit",
+                      "New rows would have come on top of the limit", "Leave one of them out")  # fmt: skip
+    if source.watermark is not None and source.kind in ("csv", "tsv", "json"):
+        yield Problem(f"{where}.watermark", source.watermark, "is for tables, delta and parquet",
+                      "A broken line has no value there: new ones would never have been counted",
+                      "Leave it out, or write the source as Parquet or Delta")  # fmt: skip
     if source.label_separator is not None and source.columns.labels is None and sure(f"{where}.columns.labels"):
         yield Problem(f"{where}.label_separator", source.label_separator, "needs columns.labels",
                       "The corpus would have counted as unlabelled", f"Write {where}.columns.labels")  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """Raised by every change of a table's columns or constraints."""
 
 OLDEST_VERSION = 3
@@ -73,7 +73,7 @@ def _make_keyword_tables(unit: str, keywords: str) -> tuple[Table, Table, Table]
             (unit, "STRING", f"{_UNITS[unit]}; null in the row that counts the evidence documents of a class"),
             ("doc_group", "INT", "group of documents by text digest, 0..19, for the jackknife"),
             ("n_documents", "BIGINT", f"evidence documents that hold the {unit} among their top N"),
-            ("n_occurrences", "BIGINT", "its occurrences there"),
+            ("n_occurrences", "BIGINT", "its occurrences there; without a label, explained rows of the chunk"),
             ("score_sum", SCORE_SUM, "sum of the scores, each divided by its document's token norm"),
             ("score_square_sum", SCORE_SUM, "sum of their squares"),
         ),
@@ -213,6 +213,16 @@ TABLES: dict[str, Table] = {
                 ("staged_at", "TIMESTAMP", "when"),
             ),
             {"documents_from_0": "n_documents >= 0", "buckets_from_0": "n_buckets >= 0"},
+        ),
+        Table(
+            "forgotten",
+            "One row a document that was to be forgotten: it is left out whenever its source is read",
+            (
+                ("origin", "STRING", "table name or path of the source, as in increments"),
+                ("doc_digest", "STRING", "SHA-256 of the document's id, hexadecimal"),
+                ("forgotten_at", "TIMESTAMP", "when"),
+            ),
+            {"digest_known": "length(doc_digest) = 64"},
         ),
         Table(
             "chunks",

@@ -215,6 +215,8 @@ def _local_settings() -> dict[str, str]:
         "spark.sql.warehouse.dir": f"{scratch}/warehouse",
         # Derby admits one process only; tables are registered by location instead.
         "spark.sql.catalogImplementation": "in-memory",
+        # VACUUM lists folders in so many tasks, by default 10 000, however few there are.
+        "spark.sql.sources.parallelPartitionDiscovery.parallelism": "8",
         "spark.sql.session.timeZone": "UTC",
         "spark.sql.shuffle.partitions": "4",
         # A job's statements return with each chunk. Of 100 compiled classes, Spark's default, most were made anew

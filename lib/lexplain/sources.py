@@ -24,11 +24,83 @@ _TEXT_KINDS = ("csv", "tsv", "json")
 _MOST_COLUMNS = 20  # shown in a message
 
 
-def read_documents(spark: SparkSession, source: Source, name: str, *, version: int | None = None) -> DataFrame:
+# How a watermark is written down, and read as a literal that files can be skipped by.
+_WATERMARKS = {
+    "date": ("unix_date({})", "date_from_unix_date({})"),
+    "timestamp": ("unix_micros({})", "timestamp_micros({})"),
+    **dict.fromkeys(("tinyint", "smallint", "int", "bigint"), ("{}", "{}")),
+}
+
+
+def read_watermark(spark: SparkSession, source: Source, name: str, version: int | None) -> str:
+    """Return the largest value of a source's watermark, as text.
+
+    Raises:
+        CorpusError: There is no such column, it is of another type, or null in some rows.
+    """
+    frame = read_source(spark, source, version)
+    kind = _find_watermark(frame, source, name)
+    column = quote_identifier(str(source.watermark))
+    written = _WATERMARKS.get(kind, ("{}", ""))[0].format(f"max({column})")
+    row = frame.selectExpr(f"CAST({written} AS STRING) AS latest", f"count_if({column} IS NULL) AS nulls").collect()[0]
+    if row["nulls"]:
+        raise CorpusError(
+            f"{name}.watermark={source.watermark!r} is null in {row['nulls']} rows. Such rows would have been missed whenever "
+            "they came after the first reading. Name a column that every row has, or leave it out."
+        )
+    return str(row["latest"])
+
+
+def read_above(spark: SparkSession, source: Source, name: str, watermark: str, version: int | None) -> DataFrame:
+    """Return the rows of a source, its own columns, above a watermark that `read_watermark` returned."""
+    frame = read_source(spark, source, version)
+    kind = _find_watermark(frame, source, name)
+    literal = quote_text(watermark) if kind == "string" else _WATERMARKS[kind][1].format(int(watermark))
+    return frame.where(f"{quote_identifier(str(source.watermark))} > {literal}")
+
+
+def _find_watermark(frame: DataFrame, source: Source, name: str) -> str:
+    kind = dict(frame.dtypes).get(str(source.watermark))
+    if kind is None or (kind != "string" and kind not in _WATERMARKS):
+        what = "is no column" if kind is None else f"is of type {kind}"
+        raise CorpusError(
+            f"{name}.watermark={source.watermark!r} {what} of {source.origin!r}. New rows could not have been told from old ones. "
+            f"Name a column of whole numbers, dates, timestamps or text: {_show_columns(frame.columns)}."
+        )
+    return kind
+
+
+def read_appended(spark: SparkSession, source: Source, since: int, version: int) -> DataFrame | None:
+    """Return the rows of a Delta table that the commits from `since` to `version` added, its own columns.
+
+    Returns:
+        None where the table's change feed does not reach back so far, or the commits did anything else.
+    """
+    reader = (
+        spark.read.option("readChangeFeed", "true").option("startingVersion", since).option("endingVersion", version)
+    )
+    try:
+        if source.table is not None:
+            changes = reader.table(".".join(map(quote_identifier, source.table.split("."))))
+        else:
+            changes = reader.format("delta").load(str(source.path))
+        if changes.where("_change_type != 'insert'").limit(1).count():
+            return None
+    except Exception:  # of several kinds: a feed that was switched on later, files that were vacuumed
+        logging.getLogger(__name__).info(
+            "%r: its change feed cannot be read, the whole table is", source.origin, exc_info=True
+        )
+        return None
+    return changes.drop("_change_type", "_commit_version", "_commit_timestamp")
+
+
+def read_documents(
+    spark: SparkSession, source: Source, name: str, *, version: int | None = None, rows: DataFrame | None = None
+) -> DataFrame:
     """Return a source as (doc_id, text BINARY, text_digest, labels, seen_by, defect), filtered and sampled.
 
     Sampling goes by the text's digest: the same documents each time, whatever the order of the source.
-    With `version`, that version of a Delta table is read.
+    With `version`, that version of a Delta table is read; with `rows`, these of the source's own rows are all.
 
     A row that is no document has a `defect`, its record as text, no labels, and an id made from the record where its own
     cannot be read: `malformed_row` (a number of fields other than the header's, a quote left open, a line that is no
@@ -42,7 +114,7 @@ def read_documents(spark: SparkSession, source: Source, name: str, *, version: i
     Note:
         Cost: one reading to check the rows, of columnar sources only ids, labels and the filter's columns.
     """
-    frame = read_source(spark, source, version)
+    frame = read_source(spark, source, version) if rows is None else rows
     _check_columns(spark, frame, source, name)
     documents = _map_columns(frame, source, name)
     defects = _count_defects(documents, frame.columns, source, name)

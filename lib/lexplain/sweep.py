@@ -107,7 +107,6 @@ def sweep(
     found: list[Setting] = []
     with open_run(spark, plan, find_method, progress) as run:
         run.check_classes()
-        run.check_attributed()
         for mine in settings:
             keyword_key = replace(run, plan=mine).rank_words()
             figures = measure_quality(run.tables, mine, run.corpus, run.explain_keys, keyword_key)

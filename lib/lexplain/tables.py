@@ -223,12 +223,43 @@ class Tables:
         Raises:
             TableError: Other jobs' commits came in between time and again.
         """
-        signature = "spark.databricks.delta.commitInfo.userMetadata"  # a MERGE takes no option of a writer
-        self.spark.conf.set(signature, json.dumps(self._metadata))
         target, condition = (text.replace("{", "{{").replace("}", "}}") for text in (self.name(table), unless))
         merge = f"MERGE INTO {target} AS present USING {{rows}} AS added ON {condition} WHEN NOT MATCHED THEN INSERT *"
-        try:
+        with self._signed():
             self._commit(lambda: self.spark.sql(merge, rows=rows.select(*self._columns(table))), table)
+
+    def remove(self, table: str, *, where: str) -> int:
+        """Delete the rows that the SQL condition `where` selects, in one commit; none if there are none.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            TableError: Other jobs' commits came in between time and again.
+        """
+        count = self.read(table).where(where).count()
+        if count:
+            with self._signed():
+                self._commit(lambda: self.spark.sql(f"DELETE FROM {self.name(table)} WHERE {where}"), table)
+        return count
+
+    def compact(self, table: str, retain_hours: float) -> None:
+        """Join the small files of a table, and delete files that no version of the last hours needs.
+
+        Raises:
+            TableError: Other jobs' commits came in between time and again.
+        """
+        with self._signed():
+            self._commit(lambda: self.spark.sql(f"OPTIMIZE {self.name(table)}"), table)
+        self.spark.sql(f"VACUUM {self.name(table)} RETAIN {retain_hours:g} HOURS")
+
+    @contextmanager
+    def _signed(self) -> Iterator[None]:
+        """Sign statements, which take no option of a writer."""
+        signature = "spark.databricks.delta.commitInfo.userMetadata"
+        self.spark.conf.set(signature, json.dumps(self._metadata))
+        try:
+            yield
         finally:
             self.spark.conf.unset(signature)
 

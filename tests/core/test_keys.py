@@ -34,6 +34,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("corpus__label_separator", "|", SOURCE),
     ("corpus__header", False, SOURCE),
     ("corpus__where", "x > 1", SOURCE),
+    ("corpus__watermark", "seen_at", set()),
     ("corpus__sample", 0.5, SOURCE),
     ("corpus__limit", 5, SOURCE),
     ("training__table", "a.b", TRAINING),
@@ -46,6 +47,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("training__label_separator", "|", TRAINING),
     ("training__header", False, TRAINING),
     ("training__where", "x > 1", TRAINING),
+    ("training__watermark", "seen_at", set()),
     ("training__sample", 0.5, TRAINING),
     ("training__limit", 5, TRAINING),
     ("models__base", "models:/other/1", set()),  # its digest counts
@@ -87,7 +89,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("keywords__labels", ["a", "b"], RULES),
     *[(path, value, set()) for path, value in [
         ("limits__device_hours", 5.0), ("limits__rejected_share", 0.5), ("execution__device", "cpu"),
-        ("execution__threads", 2), ("execution__budget_tokens", 1000), ("execution__chunk_documents", 10),
+        ("execution__threads", 2), ("execution__budget_tokens", 1000), ("execution__chunk_documents", 10), ("execution__chunk_minutes", 5.0),
         ("execution__models_in_memory", 1), ("execution__allow_pickle", True), ("sink__path", "elsewhere"),
         ("sink__schema", "a.b"), ("mlflow__enabled", False), ("mlflow__tracking_uri", "http://host"),
         ("mlflow__experiment", "other"),

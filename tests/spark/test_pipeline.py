@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 from pyspark.sql import SparkSession
 
 from core.models import CLUES, save_trainable
-from lexplain.attribution import ExplainedModel, as_tasks, make_task, register_explain
+from lexplain.attribution import ExplainedModel, as_tasks, make_task
 from lexplain.drift import compare_lists
 from lexplain.errors import AccountingError, CorpusError, LimitError, ModelError, TableError
 from lexplain.executor import MODELS, ModelTask
@@ -24,6 +24,7 @@ from lexplain.keys import corpus_key
 from lexplain.methods import find_method
 from lexplain.pipeline import Run
 from lexplain.schema import TABLES
+from lexplain.sql_function import register_explain
 from spark.planted import load_plan, make_plan, plant, run_plan, write_json
 
 

@@ -262,3 +262,109 @@ def test_splits_are_drawn_from_texts_that_can_be_read(tables: Tables, tmp_path: 
     staged = stage_all(tables, Source(path=str(path), columns=COLUMNS))
     drawn = {digest for digest, _ in list_labelled(tables, staged, 100)}
     assert drawn == {hashlib.sha256(text.encode()).hexdigest() for text in ("the bank", "été")}
+
+
+def append_to(spark: SparkSession, path: str, first: int, last: int) -> None:
+    make_documents(spark, first, last).write.format("delta").mode("append").save(path)
+
+
+def count_reads(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Collect what kind of reading each increment was: `all` documents, or only `new` ones."""
+    kinds: list[str] = []
+    read = corpus.read_documents
+
+    def read_and_note(*given: Any, rows: DataFrame | None = None, **named: Any) -> DataFrame:
+        kinds.append("all" if rows is None else "new")
+        return read(*given, rows=rows, **named)
+
+    monkeypatch.setattr(corpus, "read_documents", read_and_note)
+    return kinds
+
+
+def test_a_change_feed_tells_what_was_appended_without_reading_the_rest(
+    tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spark, path = tables.spark, str(tmp_path / "fed")
+    spark.conf.set("spark.databricks.delta.properties.defaults.enableChangeDataFeed", "true")
+    try:
+        make_documents(spark, 0, 10).write.format("delta").save(path)
+    finally:
+        spark.conf.unset("spark.databricks.delta.properties.defaults.enableChangeDataFeed")
+    source = Source(path=path, format="delta", columns=COLUMNS)
+    kinds = count_reads(spark, monkeypatch)
+    stage_all(tables, source)
+    append_to(spark, path, 10, 12)
+    append_to(spark, path, 12, 13)
+    spark.sql(f"OPTIMIZE delta.`{path}`")  # changes no row
+    second = stage_all(tables, source)
+    assert kinds == ["all", "new"]
+    assert read_ids(tables, second.key) == {0: list(range(10)), 1: [10, 11, 12]}
+    append_to(spark, path, 3, 4)
+    with pytest.raises(CorpusError, match="ids of documents that were read before, as '3'"):
+        stage_all(tables, source)
+    spark.sql(f"RESTORE TABLE delta.`{path}` TO VERSION AS OF 3")
+    append_to(spark, path, 13, 14)
+    third = stage_all(tables, source)  # a commit that took rows away: all documents are compared
+    assert kinds[-1] == "all"
+    assert read_ids(tables, third.key)[2] == [13]
+    spark.sql(f"DELETE FROM delta.`{path}` WHERE doc_id = '5'")
+    with pytest.raises(CorpusError, match="0 changed and 1 deleted"):
+        stage_all(tables, source)
+
+
+@pytest.mark.parametrize(
+    "grows",
+    [
+        "CAST(doc_id AS INT)", "CAST(doc_id AS BIGINT) + 10000000000", "date_add(DATE'2026-01-01', CAST(doc_id AS INT))",
+        "timestamp_micros(1700000000000000 + CAST(doc_id AS INT))", "lpad(doc_id, 6, \"0'\")",
+    ],
+)  # fmt: skip
+def test_a_watermark_tells_what_is_new(
+    tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grows: str
+) -> None:
+    spark, path = tables.spark, str(tmp_path / "rows")
+
+    def add(first: int, last: int) -> None:
+        make_documents(spark, first, last).selectExpr("*", f"{grows} AS seen").write.mode("append").parquet(path)
+
+    kinds = count_reads(spark, monkeypatch)
+    source = Source(path=path, format="parquet", columns=COLUMNS, watermark="seen")
+    add(0, 10)
+    stage_all(tables, source)
+    assert stage_all(tables, source).increments == 1
+    add(10, 13)
+    second = stage_all(tables, source)
+    assert kinds == ["all", "new"]
+    assert read_ids(tables, second.key) == {0: list(range(10)), 1: [10, 11, 12]}
+    assert (
+        stage_all(tables, Source(path=path, format="parquet", columns=COLUMNS)).n_documents == 13
+    )  # the same documents
+
+
+def test_a_watermark_that_cannot_tell_is_refused(tables: Tables, tmp_path: Path) -> None:
+    spark, path = tables.spark, str(tmp_path / "rows")
+    make_documents(spark, 0, 4).selectExpr(
+        "*", "CASE WHEN doc_id < 3 THEN 1 END AS holes", "CAST(doc_id AS DOUBLE) AS real", "CAST(doc_id AS INT) AS seen"
+    ).write.parquet(path)
+
+    def source(watermark: str) -> Source:
+        return Source(path=path, format="parquet", columns=COLUMNS, watermark=watermark)
+
+    for name, says in {"holes": "is null in 1 rows", "real": "is of type double", "no_such": "is no column"}.items():
+        with pytest.raises(CorpusError, match=f"corpus.watermark='{name}' {says}"):
+            stage_all(tables, source(name))
+    stage_all(tables, source("seen"))
+    make_documents(spark, 2, 3).selectExpr("*", "9 AS seen").write.mode("append").parquet(path)
+    with pytest.raises(CorpusError, match="ids of documents that were read before, as '2'"):
+        stage_all(tables, source("seen"))
+
+
+def test_optimize_on_the_source_changes_nothing(tables: Tables, tmp_path: Path) -> None:
+    spark, path = tables.spark, str(tmp_path / "small")
+    for first in range(0, 12, 4):
+        append_to(spark, path, first, first + 4)
+    source = Source(path=path, format="delta", columns=COLUMNS)
+    first = stage_all(tables, source)
+    spark.sql(f"OPTIMIZE delta.`{path}`")
+    assert stage_all(tables, source) == first
+    assert read_increments(tables, first.key) == [(0, 12), (1, 0)]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from lexplain.cli import plans, queries, reports, stages
+from lexplain.cli import plans, queries, reports, stages, upkeep
 from lexplain.cli.console import BAD_PLAN, DONE, FAILED, PARTLY_DONE
 
 __all__ = ["BAD_PLAN", "DONE", "FAILED", "PARTLY_DONE", "app", "main"]
@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 plan_app = typer.Typer(help="Write and check plans.", no_args_is_help=True)
 app.add_typer(plan_app, name="plan")
+runs_app = typer.Typer(help="List, show and delete runs.", no_args_is_help=True)
+app.add_typer(runs_app, name="runs")
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "run": stages.run_command,
@@ -29,10 +31,13 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "aggregate": stages.aggregate_command,
     "evaluate": stages.evaluate_command,
     "sweep": stages.sweep_command,
+    "retry": stages.retry_command,
     "report": reports.report_command,
     "demo": stages.demo_command,
     "sql": queries.sql_command,
     "compare": queries.compare_command,
+    "forget": upkeep.forget_command,
+    "maintain": upkeep.maintain_command,
     "methods": queries.methods_command,
     "explain": queries.explain_command,
     "textcnn": plans.textcnn_command,
@@ -43,7 +48,12 @@ _PLAN_COMMANDS: dict[str, Callable[..., None]] = {
     "check": plans.plan_check_command,
     "show": plans.plan_show_command,
 }
-for _app, _commands in ((app, _COMMANDS), (plan_app, _PLAN_COMMANDS)):
+_RUNS_COMMANDS: dict[str, Callable[..., None]] = {
+    "list": upkeep.runs_list_command,
+    "show": upkeep.runs_show_command,
+    "delete": upkeep.runs_delete_command,
+}
+for _app, _commands in ((app, _COMMANDS), (plan_app, _PLAN_COMMANDS), (runs_app, _RUNS_COMMANDS)):
     for _name, _command in _commands.items():
         _app.command(_name)(_command)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lexplain.errors import ExplainError, LimitError, PlanError, TableError
-from lexplain.plan import Plan
+from lexplain.plan import Plan, Sink
 from lexplain.terminal import StageProgress, divert_chatter, format_seconds, print_error
 
 if TYPE_CHECKING:
@@ -26,6 +27,15 @@ if TYPE_CHECKING:
 DONE, FAILED, BAD_PLAN, PARTLY_DONE = 0, 1, 2, 3
 
 Number = TypeVar("Number", int, float)
+
+DEMO_TABLES = "lexplain-demo/tables"
+
+TablesPlace = Annotated[
+    str,
+    typer.Option(
+        "--tables", help="Folder or schema of the tables: a plan's sink.path or sink.schema.", metavar="PLACE"
+    ),
+]
 
 PlanPath = Annotated[Path, typer.Argument(help="The plan, a YAML file.", metavar="PLAN.yaml")]
 
@@ -120,6 +130,22 @@ def refuse(error: ExplainError, exit_code: int) -> typer.Exit:
 def say(text: str) -> None:
     """Print a text on stderr as it is."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False, emoji=False)
+
+
+def find_sink(tables: str) -> Sink:
+    """Return the sink that a folder of tables is, or a schema of a catalogue.
+
+    Raises:
+        TableError: It is neither.
+    """
+    folder = Path(tables)
+    if (folder / "catalog.sql").is_file():  # before Spark starts
+        return Sink(path=str(folder.resolve()))
+    if not folder.exists() and re.fullmatch(r"\w+(\.\w+)?", tables):
+        return Sink(schema=tables)
+    raise TableError(
+        f"--tables={tables!r} holds no tables of lexplain. The query would have failed. Write a plan's sink.path or sink.schema."
+    )
 
 
 def load_plan(path: Path) -> Plan:

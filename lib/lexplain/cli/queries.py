@@ -12,9 +12,18 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from lexplain.cli.console import BAD_PLAN, Terminal, open_terminal, refuse, say, split_list
-from lexplain.errors import DocumentError, MethodError, ModelError, TableError
-from lexplain.plan import Sink
+from lexplain.cli.console import (
+    BAD_PLAN,
+    DEMO_TABLES,
+    TablesPlace,
+    Terminal,
+    find_sink,
+    open_terminal,
+    refuse,
+    say,
+    split_list,
+)
+from lexplain.errors import DocumentError, MethodError, ModelError
 from lexplain.plan import Text as TextSettings
 from lexplain.terminal import print_explanation, print_methods, print_rows
 
@@ -26,21 +35,16 @@ if TYPE_CHECKING:
 # Of the text whose cost `lexplain methods` tells.
 _LISTED_TOKENS = 128
 
-TablesFolder = Annotated[Path, typer.Option("--tables", help="Folder of the tables: a plan's sink.path.")]
 
-
-def _open_tables(terminal: Terminal, folder: Path) -> Tables:
+def _open_tables(terminal: Terminal, place: str) -> Tables:
     from lexplain.methods import find_method
     from lexplain.pipeline import open_tables
 
-    if not (folder / "catalog.sql").is_file():  # before Spark starts
-        raise TableError(
-            f"--tables={str(folder)!r} holds no tables of lexplain. The query would have failed. Write a plan's sink.path."
-        )
-    return open_tables(terminal.open_session("lexplain"), Sink(path=str(folder.resolve())), find_method)
+    sink = find_sink(place)
+    return open_tables(terminal.open_session("lexplain"), sink, find_method)
 
 
-def sql_command(query: str, tables: TablesFolder = Path("lexplain-demo/tables")) -> None:
+def sql_command(query: str, tables: TablesPlace = DEMO_TABLES) -> None:
     """Query the tables of a folder with Spark SQL.
 
     Example: lexplain sql "SELECT label, word, rank FROM keywords_current ORDER BY label, rank"
@@ -54,7 +58,7 @@ def sql_command(query: str, tables: TablesFolder = Path("lexplain-demo/tables"))
 def compare_command(
     first: Annotated[str, typer.Argument(help="Name of a plan, or the keyword_key of a run.")],
     second: Annotated[str, typer.Argument(help="Another one.")],
-    tables: TablesFolder = Path("lexplain-demo/tables"),
+    tables: TablesPlace = DEMO_TABLES,
     words: Annotated[int, typer.Option(help="Show so many of the words that changed most surely.", min=0)] = 20,
 ) -> None:
     """Compare the keywords of two runs: overlap of each class's lists, and the words that changed.

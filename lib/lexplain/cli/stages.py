@@ -26,8 +26,15 @@ if TYPE_CHECKING:
     from lexplain.pipeline import Run
 
 
-def run_stages(path: Path, command: str, stages: Callable[[Run], str | None]) -> None:
-    """Open a plan's run, do some of its stages, and show the keywords if a table came of it."""
+def run_stages(path: Path, command: str, stages: Callable[[Run], str | None], *, pinned: bool = False) -> None:
+    """Open a plan's run, do some of its stages, and show the keywords if a table came of it.
+
+    Args:
+        path: The plan.
+        command: What the terminal says is done.
+        stages: Does them; returns the keyword_key of a table that it made.
+        pinned: The run must be there, and goes on with the documents that it has.
+    """
     from lexplain.methods import find_method
     from lexplain.pipeline import open_run
 
@@ -36,7 +43,7 @@ def run_stages(path: Path, command: str, stages: Callable[[Run], str | None]) ->
     except PlanError as error:
         raise refuse(error, BAD_PLAN) from None
     with open_job(command, plan) as (terminal, spark, progress):
-        with open_run(spark, plan, find_method, progress) as run:
+        with open_run(spark, plan, find_method, progress, pinned=pinned) as run:
             key = stages(run)
             run.finish("finished")
         progress.close()
@@ -74,6 +81,25 @@ def attribute_command(plan: PlanPath) -> None:
 def aggregate_command(plan: PlanPath) -> None:
     """Make the keyword table from the explanations."""
     run_stages(plan, "aggregate", lambda run: run.aggregate())
+
+
+def retry_command(
+    plan: PlanPath,
+    rejected: Annotated[bool, typer.Option("--rejected", help="Documents that were rejected.")] = False,
+) -> None:
+    """Explain documents of a run again, and make its keyword table anew. Documents that came since are left for `run`.
+
+    Example: lexplain retry plan.yaml --rejected
+    """
+    if not rejected:
+        raise typer.BadParameter("say what to try again: lexplain retry PLAN.yaml --rejected")
+
+    def retry(run: Run) -> str | None:
+        run.attribute()
+        run.retry_rejected()
+        return run.aggregate()
+
+    run_stages(plan, "retry", retry, pinned=True)
 
 
 def evaluate_command(

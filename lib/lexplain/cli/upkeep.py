@@ -1,0 +1,170 @@
+"""Commands that look after a sink: its runs, documents to forget, tables to compact."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from lexplain.cli.console import (
+    BAD_PLAN,
+    DEMO_TABLES,
+    PlanPath,
+    TablesPlace,
+    find_sink,
+    load_plan,
+    open_job,
+    open_terminal,
+    refuse,
+)
+from lexplain.errors import PlanError
+from lexplain.terminal import print_rows
+from lexplain.upkeep import (
+    RETAIN_HOURS,
+    delete_run,
+    drop_orphans,
+    find_run,
+    forget_documents,
+    maintain,
+)
+
+RunName = Annotated[str, typer.Argument(help="A run_id, or the name of a plan that one run has.", metavar="RUN")]
+
+
+def runs_list_command(tables: TablesPlace = DEMO_TABLES) -> None:
+    """List the runs of some tables, the latest first.
+
+    Example: lexplain runs list --tables lexplain-tables
+    """
+    with open_terminal("runs", None) as terminal:
+        from lexplain.tables import Tables
+
+        sink = find_sink(tables)
+        opened = Tables(terminal.open_session("lexplain runs"), sink)
+        opened.open()
+        columns = (
+            "run_id",
+            "name",
+            "status",
+            "started_at",
+            "finished_at",
+            "documents_by_status",
+            "keyword_key",
+            "detail",
+        )
+        rows = opened.read("runs").orderBy("started_at", ascending=False).select(*columns).collect()
+        print_rows(terminal.console, columns, (tuple(row) for row in rows))
+
+
+def runs_show_command(run: RunName, tables: TablesPlace = DEMO_TABLES) -> None:
+    """Show what is recorded of a run, its plan included.
+
+    Example: lexplain runs show planted --tables lexplain-tables
+    """
+    with open_terminal("runs", None) as terminal:
+        from lexplain.tables import Tables
+
+        sink = find_sink(tables)
+        opened = Tables(terminal.open_session("lexplain runs"), sink)
+        opened.open()
+        row = find_run(opened, run)
+        print_rows(terminal.console, ("what", "value"), [pair for pair in row.items() if pair[0] != "plan"])
+        terminal.console.print(f"\n{escape(row['plan'])}", soft_wrap=True)
+
+
+def runs_delete_command(
+    run: RunName,
+    tables: TablesPlace = DEMO_TABLES,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a run and what it alone has made: what another run reads stays.
+
+    Example: lexplain runs delete 3f0c5a --tables lexplain-tables
+    """
+    if not yes:
+        typer.confirm(f"Delete the run {run!r} of {tables} and what it alone has made?", abort=True)
+    with open_terminal("runs", None) as terminal:
+        from lexplain.tables import Tables
+
+        sink = find_sink(tables)
+        opened = Tables(terminal.open_session("lexplain runs"), sink)
+        with opened.lock():
+            opened.create()
+            row = find_run(opened, run)
+            removed = delete_run(opened, row)
+        print_rows(terminal.console, ("table", "rows deleted"), removed.items())
+
+
+def forget_command(
+    plan: PlanPath,
+    doc_ids: Annotated[list[str], typer.Argument(help="Ids as the plan's source has them.", metavar="DOC_ID...")],
+) -> None:
+    """Remove documents of a plan's sources from every table, and leave them out for good.
+
+    The plan's keyword table is made again without them.
+
+    Example: lexplain forget plan.yaml article-17
+    """
+    from lexplain.methods import find_method
+    from lexplain.pipeline import open_run
+    from lexplain.tables import Tables
+
+    try:
+        loaded = load_plan(plan)
+    except PlanError as error:
+        raise refuse(error, BAD_PLAN) from None
+    with open_job("forget", loaded) as (terminal, spark, progress):
+        tables = Tables(spark, loaded.sink)
+        with tables.lock():
+            tables.create()
+            progress.start("forget", len(doc_ids), "documents")
+            found = forget_documents(tables, loaded, doc_ids)
+            progress.finish(f"{found.n_documents} documents and {found.n_explanations} rows of explanations removed")
+        if loaded.name in found.runs:
+            with open_run(spark, loaded, find_method, progress, pinned=True) as run:
+                run.aggregate()
+                run.finish("finished")
+        progress.close()
+        others = [name for name in found.runs if name != loaded.name]
+        if others:
+            terminal.console.print(
+                f"Keyword tables of these plans are gone with it; `lexplain aggregate` makes them again: {escape(', '.join(others))}",
+                soft_wrap=True,
+            )
+        terminal.console.print(
+            "Older versions of the tables hold it until `lexplain maintain` deletes their files. Models that were fine-tuned on it, "
+            "and reports, keep what they have.", soft_wrap=True,
+        )  # fmt: skip
+
+
+def maintain_command(
+    plan: PlanPath,
+    retain_hours: Annotated[
+        float, typer.Option(help="Keep files that versions of the last hours need.", min=RETAIN_HOURS)
+    ] = RETAIN_HOURS,
+) -> None:
+    """Compact the tables of a plan's sink, delete files that no version needs, and keyword tables that nothing names.
+
+    Example: lexplain maintain plan.yaml
+    """
+    from lexplain.schema import TABLES
+    from lexplain.tables import Tables
+
+    try:
+        loaded = load_plan(plan)
+    except PlanError as error:
+        raise refuse(error, BAD_PLAN) from None
+    with open_job("maintain", loaded) as (terminal, spark, progress):
+        tables = Tables(spark, loaded.sink)
+        with tables.lock():
+            tables.create()
+            orphans = drop_orphans(tables)
+            progress.start("maintain", len(TABLES), "tables")
+            rows = []
+            for table in TABLES:
+                rows.append((table, *maintain(tables, table, retain_hours)))
+                progress.advance(1)
+            progress.finish(f"{orphans} keyword tables deleted that no run names")
+        progress.close()
+        print_rows(terminal.console, ("table", "files before", "files after"), rows)

@@ -1,0 +1,301 @@
+"""Documents explained after all, forgotten, runs deleted, tables compacted: nothing else is lost, and nothing stays behind."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pyspark.sql import SparkSession
+
+from core.models import CLUES, save_classifier
+from lexplain.errors import TableError
+from lexplain.methods import find_method
+from lexplain.pipeline import Run, open_run
+from lexplain.schema import TABLES
+from lexplain.tables import Tables
+from lexplain.upkeep import delete_run, drop_orphans, find_run, forget_documents, maintain
+from spark.planted import RecordedProgress, load_plan, make_plan, plant, run_plan, write_json
+
+N_DOCUMENTS = 60
+FIGURES = [name for name, _, _ in TABLES["keywords"].columns if name != "keyword_key"]
+
+
+def given_plan(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A plan of two models that need no training, over a corpus of its own."""
+    if not (folder / "training.jsonl").exists():
+        write_json(folder / "training.jsonl", plant(N_DOCUMENTS, seed=5))
+    models = [str(folder / f"m{number}") for number in range(2)]
+    for number, model in enumerate(models):
+        if not Path(model).exists():
+            save_classifier(Path(model), "bert", labels=list(CLUES), seed=number)
+    made = make_plan(
+        folder, name="given", training=None, models={"uris": models, "corpus": "unseen"},
+        keywords={"min_df": 0, "evidence": "predicted", "probability": 0.0, "theta": 0.5},
+        execution={"chunk_documents": 20}, mlflow={"enabled": False},
+    )  # fmt: skip
+    return made | changes
+
+
+def read_keywords(run: Run) -> list[dict[str, Any]]:
+    rows = run.tables.read("keywords").where(f"keyword_key = '{run.record['keyword_key']}'").select(*FIGURES)
+    return [row.asDict() for row in rows.orderBy("label", "word").collect()]
+
+
+def rows_of(tables: Tables, table: str, where: str = "TRUE") -> list[Any]:
+    return sorted(tables.read(table).where(where).collect(), key=str)
+
+
+def test_incremental_sums_equal_full_ones_to_the_last_digit(spark: SparkSession, tmp_path: Path) -> None:
+    documents = plant(N_DOCUMENTS, seed=5)
+    write_json(tmp_path / "training.jsonl", documents[:35])
+    plan = given_plan(tmp_path)
+    run_plan(spark, plan)
+    write_json(tmp_path / "training.jsonl", documents)
+    grown = run_plan(spark, plan)
+    assert grown.corpus.increments == 2
+    kept = read_keywords(grown)
+    assert kept
+    sums = rows_of(grown.tables, "word_sums")
+    for table in ("word_sums", "word_statistics", "keywords"):
+        grown.tables.remove(table, where="TRUE")
+    again = run_plan(spark, plan, stages=["aggregate"])
+    assert rows_of(again.tables, "word_sums") == sums
+    assert read_keywords(again) == kept
+
+
+@pytest.fixture(scope="module")
+def rejecting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose corpus holds two texts that need more memory than a small budget has."""
+    folder = tmp_path_factory.mktemp("rejecting")
+    documents = plant(N_DOCUMENTS, seed=5)
+    write_json(folder / "training.jsonl", documents)
+    return folder
+
+
+def test_rejected_documents_are_explained_when_there_is_room(spark: SparkSession, rejecting: Path) -> None:
+    """Rows are marked as rejected in the table itself: memory that runs out cannot be had to order."""
+    whole = run_plan(spark, given_plan(rejecting, name="whole"))
+    expected = read_keywords(whole)
+    tables = whole.tables
+    made = rows_of(tables, "explanations")
+    doomed = sorted({row["doc_id"] for row in made})[:3]
+    keep = [name for name, _, _ in TABLES["explanations"].columns[:7]]
+    ids = ", ".join(f"'{one}'" for one in doomed)
+    columns = [
+        name if name in keep else f"'{value}' AS {name}" if value else f"CAST(NULL AS {kind}) AS `{name}`"
+        for name, kind, _ in TABLES["explanations"].columns
+        for value in [{"status": "rejected", "reason": "out_of_memory"}.get(name)]
+    ]
+    columns = ["0 AS label_rank" if column.endswith("AS `label_rank`") else column for column in columns]
+    rejections = tables.read("explanations").where(f"doc_id IN ({ids}) AND label_rank = 0").selectExpr(*columns)
+    tables.replace(rejections.localCheckpoint(), "explanations", where=f"doc_id IN ({ids})")
+    for table in ("word_sums", "word_statistics", "keywords"):
+        tables.remove(table, where="TRUE")
+    poorer = run_plan(spark, given_plan(rejecting, name="whole"))
+    assert poorer.record["documents_by_status"]["rejected"] == 2 * len(doomed)
+    assert read_keywords(poorer) != expected
+    plan = load_plan(given_plan(rejecting, name="whole"))
+    before = tables.versions()["explanations"]
+    with open_run(spark, plan, find_method, RecordedProgress(), pinned=True) as run:
+        run.attribute()
+        run.retry_rejected()
+        run.aggregate()
+        run.finish("finished")
+    assert run.record["documents_by_status"]["rejected"] == 0
+    assert read_keywords(run) == expected
+    text = run.progress.text  # type: ignore[attr-defined]
+    assert "6 rejected (model, document) pairs tried again, 0 are still rejected" in text
+    chunks = {row["bucket"] for row in made if row["doc_id"] in doomed}
+    assert tables.versions()["explanations"] == before + len(chunks)
+    after = rows_of(tables, "explanations")
+    untouched = [row for row in made if row["doc_id"] not in doomed]
+    assert [row for row in after if row["doc_id"] not in doomed] == untouched
+    scores = {(row["doc_id"], row["split"], row["label"]): row["target_score"] for row in made}
+    assert {(row["doc_id"], row["split"], row["label"]): row["target_score"] for row in after} == pytest.approx(
+        scores, abs=1e-5
+    )
+
+
+def test_a_retry_of_what_never_ran_is_refused(spark: SparkSession, rejecting: Path) -> None:
+    plan = load_plan(given_plan(rejecting, name="stranger"))
+    with (
+        pytest.raises(TableError, match="name='stranger' with these keys is no run"),
+        open_run(spark, plan, find_method, RecordedProgress(), pinned=True),
+    ):
+        pass
+
+
+def test_a_forgotten_document_is_in_no_table_and_never_comes_back(spark: SparkSession, tmp_path: Path) -> None:
+    documents = plant(N_DOCUMENTS, seed=9)
+    rare = {f"unmistakable{letter}" for letter in "abcdefgh"}  # some of them speak for a label
+    documents[7]["text"] = " ".join(sorted(rare))
+    write_json(tmp_path / "training.jsonl", documents)
+    plan = given_plan(tmp_path)
+    first = run_plan(spark, plan)
+    tables, loaded = first.tables, load_plan(plan)
+    gone = documents[7]["doc_id"]
+    words = {row["word"] for row in tables.read("word_sums").select("word").collect()}
+    assert words & rare
+    found = forget_documents(tables, loaded, [gone])
+    assert (found.n_documents, found.n_explanations, found.runs) == (1, 2, ("given",))
+    assert forget_documents(tables, loaded, [gone]).n_documents == 0  # a second time changes nothing
+    again = run_plan(spark, plan, stages=["aggregate"])
+    for table in TABLES:
+        text = " ".join(map(str, tables.read(table).collect()))
+        assert gone not in text, table
+        assert "unmistakable" not in text, table
+    assert sum(again.record["documents_by_status"].values()) == 2 * (N_DOCUMENTS - 1)
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    write_json(fresh / "training.jsonl", [one for one in documents if one["doc_id"] != gone])
+    for number in range(2):
+        (fresh / f"m{number}").symlink_to(tmp_path / f"m{number}")
+    without = run_plan(spark, given_plan(fresh))
+    assert [row["word"] for row in read_keywords(again) if row["kept"]] == [
+        row["word"] for row in read_keywords(without) if row["kept"]
+    ]
+    # the source still has it, and grows
+    write_json(tmp_path / "training.jsonl", [*documents, *plant(5, seed=11)])
+    grown = run_plan(spark, plan)
+    assert grown.corpus.increments == 2
+    assert sum(grown.record["documents_by_status"].values()) == 2 * (N_DOCUMENTS - 1 + 5)
+    assert not tables.read("staged").where(f"doc_id = '{gone}'").count()
+
+
+def test_all_documents_of_an_increment_can_be_forgotten(spark: SparkSession, tmp_path: Path) -> None:
+    documents = plant(22, seed=13)
+    write_json(tmp_path / "training.jsonl", documents[:20])
+    plan = given_plan(tmp_path)
+    run_plan(spark, plan)
+    write_json(tmp_path / "training.jsonl", documents)
+    grown = run_plan(spark, plan)
+    forget_documents(grown.tables, load_plan(plan), [one["doc_id"] for one in documents[20:]])
+    write_json(tmp_path / "training.jsonl", [*documents, *plant(3, seed=15)])
+    last = run_plan(spark, plan)
+    assert last.corpus.increments == 3
+    assert sum(last.record["documents_by_status"].values()) == 2 * 23
+
+
+def test_a_run_is_deleted_with_what_it_alone_has_made(spark: SparkSession, tmp_path: Path) -> None:
+    plan = given_plan(tmp_path)
+    run = run_plan(spark, plan)
+    tables = run.tables
+    alone = {table: rows_of(tables, table) for table in TABLES}
+    # the same explanations, other thresholds; and another method over the same corpus
+    sharing = run_plan(spark, plan | {"name": "sharing", "keywords": plan["keywords"] | {"min_df": 3}})
+    other = run_plan(spark, plan | {"name": "other", "method": {"id": "gradient_x_input"}})
+    with pytest.raises(TableError, match="run='nobody' is no run"):
+        find_run(tables, "nobody")
+    removed = delete_run(tables, find_run(tables, "other"))
+    assert removed["explanations"] == 2 * N_DOCUMENTS
+    assert "staged" not in removed
+    removed = delete_run(tables, find_run(tables, sharing.run_id))
+    assert removed.keys() == {"keywords", "word_statistics", "runs"}
+    kept = ("explanations", "chunks", "staged", "word_sums", "word_statistics", "keywords", "increments")
+    assert {table: rows_of(tables, table) for table in kept} == {table: alone[table] for table in kept}
+    assert other.run_id not in {row["run_id"] for row in rows_of(tables, "runs")}
+    assert "0 made now" in run_plan(spark, plan).progress.text  # type: ignore[attr-defined]
+    delete_run(tables, find_run(tables, "given"))
+    left = {table for table in TABLES if rows_of(tables, table)}
+    assert left <= {"models"}  # rows that name models the user brought
+
+
+def test_the_models_of_a_deleted_run_go_unless_another_run_reads_them(spark: SparkSession, tmp_path: Path) -> None:
+    from core.models import save_trainable
+
+    write_json(tmp_path / "training.jsonl", plant(60, seed=3))
+    save_trainable(tmp_path / "base")
+    plan = make_plan(tmp_path, mlflow={"enabled": False})
+    plan["models"] |= {"splits": 1, "epochs": 1}
+    first = run_plan(spark, plan)
+    second = run_plan(spark, plan | {"name": "second"})
+    (folder,) = {Path(row["folder"]) for row in rows_of(first.tables, "models")}
+    delete_run(first.tables, find_run(first.tables, first.run_id))
+    assert folder.is_dir()
+    assert "1 models, 0 trained now" in run_plan(spark, plan | {"name": "second"}).progress.text  # type: ignore[attr-defined]
+    delete_run(first.tables, find_run(first.tables, second.run_id))
+    assert not folder.exists()
+    assert not rows_of(first.tables, "models")
+
+
+def test_maintenance_changes_no_row_and_lets_an_unfinished_run_go_on(spark: SparkSession, tmp_path: Path) -> None:
+    plan = given_plan(tmp_path)
+    done = run_plan(spark, plan)
+    keywords, tables = read_keywords(done), done.tables
+    chunks = rows_of(tables, "chunks")
+    bucket = chunks[0]["bucket"]
+    tables.remove("explanations", where=f"bucket = {bucket}")  # as a killed run leaves it
+    tables.remove("runs", where="TRUE")
+    before = {table: rows_of(tables, table) for table in TABLES}
+    sizes = {table: maintain(tables, table) for table in TABLES}
+    assert {table: rows_of(tables, table) for table in TABLES} == before
+    assert sizes["explanations"][1] < sizes["explanations"][0]
+    again = run_plan(spark, plan)
+    owed = sum(row["n_documents"] for row in chunks if row["bucket"] == bucket)
+    assert f"{2 * N_DOCUMENTS} (model, document) pairs, {owed} made now" in again.progress.text  # type: ignore[attr-defined]
+    assert [row["word"] for row in read_keywords(again)] == [row["word"] for row in keywords]
+
+
+def test_keyword_tables_that_nothing_names_are_dropped(spark: SparkSession, tmp_path: Path) -> None:
+    plan = given_plan(tmp_path)
+    run = run_plan(spark, plan)
+    for table in ("word_statistics", "keywords"):
+        rows = run.tables.read(table).drop("keyword_key").selectExpr("'an earlier one' AS keyword_key", "*")
+        run.tables.replace(rows.localCheckpoint(), table, where="keyword_key = 'an earlier one'")
+    keywords = read_keywords(run)
+    assert drop_orphans(run.tables) == 1
+    assert drop_orphans(run.tables) == 0
+    assert read_keywords(run) == keywords
+    assert {row["keyword_key"] for row in rows_of(run.tables, "keywords")} == {run.record["keyword_key"]}
+
+
+def write_plan(path: Path, plan: Mapping[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(dict(plan)), encoding="utf-8")
+    return path
+
+
+def test_the_commands_of_the_page_on_operations(tmp_path: Path, spark: SparkSession) -> None:
+    """Each command line of docs/operations.md, in its order, with names of this sink for those that it has."""
+    plan = given_plan(tmp_path)
+    run = run_plan(spark, plan)
+    write_plan(tmp_path / "plan.yaml", plan)
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    lines = [
+        line for block in re.findall(r"^```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) for line in block.splitlines()
+    ]
+    names = {
+        "DOC_ID": plant(N_DOCUMENTS, seed=5)[3]["doc_id"],
+        "my-classes": "given",
+        "lexplain-tables": plan["sink"]["path"],
+    }
+    said = {}
+    for line in lines:
+        words = [names.get(word, word) for word in line.split()]
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, check=False, input="y\n"
+        )
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        said[" ".join(line.split()[1:3])] = done.stdout
+    assert "1 documents and 2 rows of explanations removed" in said["forget plan.yaml"]
+    assert "keyword table ready" in said["forget plan.yaml"]
+    assert "0 rejected (model, document) pairs tried again" in said["retry plan.yaml"]
+    assert "explanations\t" in said["maintain plan.yaml"]
+    assert run.run_id in said["runs list"]
+    assert "name: given" in said["runs show"]
+    assert f"explanations\t{2 * N_DOCUMENTS}" in said["runs delete"]
+
+
+def test_what_the_commands_refuse(tmp_path: Path) -> None:
+    for words, code in {
+        ("retry", "plan.yaml"): 2, ("runs", "list", "--tables", "no/tables"): 1, ("maintain", "plan.yaml", "--retain-hours", "1"): 2,
+    }.items():  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "lexplain", *words], cwd=tmp_path, capture_output=True, check=False
+        )
+        assert done.returncode == code, words
