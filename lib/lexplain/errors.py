@@ -22,16 +22,40 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# In a URI: what stands before the host (on Azure storage that is a container), and parameters that carry a secret.
-_USER_INFO = re.compile(r"(?<!abfs)(?<!abfss)(?<!wasb)(?<!wasbs)://[^/\s]*@")
+# Of a URI: what stands before the host (on Azure storage alone that is a container, unless it has a password). A password
+# may hold slashes; what looks like a port is none. All repetitions are bounded: messages may hold a corpus's own text.
+_USER_INFO = re.compile(
+    r"://[^/?#\s:@]{0,500}:(?!\d{1,5}(?:[/?#,;:\s'\")\]]|$))\S{0,2000}@"
+    r"|(?<!abfs)(?<!abfss)(?<!wasb)(?<!wasbs)://[^/\s]{0,2000}@"
+)
+# Parameters of a URI or of a connection string. A quote may be part of a value; one that nothing follows ends a quoted URI.
 _SECRET_PARAMETER = re.compile(
-    r"(?i)([?&;][^=&;\s]*(?:token|secret|password|pwd|key|sig|credential)[^=&;\s]*=)[^&;\s'\"]+"
+    r"(?i)([?&;#][^=&;?#\s]{0,40}(?:token|secret|passw|passphrase|pwd|key|sig|credential|auth(?!or))[^=&;?#\s]{0,40}=)"
+    r"(?:[^&;\s'\"]|['\"](?=[\w%]))+"
+)
+# Tokens that are known by their form, wherever they stand: Hugging Face, Databricks, AWS, GitHub, GitLab, Slack, Google, JWT.
+_TOKEN = re.compile(
+    r"(?:hf_[A-Za-z0-9]{16,}|(?:dapi|dkea|dose)[0-9a-f]{32}(?:-\d+)?|(?:AKIA|ASIA)[A-Z0-9]{16}"
+    r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|xox[abeprs]-[\w-]{10,}|AIza[\w-]{35}|ya29\.[\w-]{20,}"
+    r"|eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*)"
+)
+# What libraries write of headers, settings and the environment: a name that says so, then the value.
+_ASSIGNMENT = re.compile(
+    r"(?i)((?:secret|passw(?:or)?d|passphrase|pwd|(?:api|access|account|private|shared)[_.-]?key|credentials?"
+    r"|(?:access|api|auth|bearer|databricks|github|hf|hub|id|refresh|sas|security|session)[_.-]?token|authorization)"
+    r"[\w.-]{0,60}['\"]?\s{0,3}(?:->|=>?|:)\s{0,3}(?:(?:['\"]\s?)?(?:basic|bearer|token)\s{1,3})?)"
+    r"(?:'[^'\n]*'|\"[^\"\n]*\"|[^\s,;&'\"(){}\[\]]+)"
 )
 
 
+def redact_uris(text: str) -> str:
+    """Return `text` with `***` for user names, passwords and tokens of the URIs in it, and for tokens known by their form."""
+    return _TOKEN.sub("***", _SECRET_PARAMETER.sub(r"\1***", _USER_INFO.sub("://***@", text)))
+
+
 def redact(text: str) -> str:
-    """Return `text` with user names, passwords and tokens of the URIs in it replaced by `***`."""
-    return _SECRET_PARAMETER.sub(r"\1***", _USER_INFO.sub("://***@", text))
+    """Return `text` as `redact_uris` does, and with `***` for what a name before it says is secret: `password=...`."""
+    return _ASSIGNMENT.sub(r"\1***", redact_uris(text))
 
 
 class ExplainError(Exception):
@@ -39,6 +63,9 @@ class ExplainError(Exception):
 
     def __init__(self, message: str = "") -> None:
         super().__init__(redact(message))
+
+
+_LONGEST_VALUE = 400  # in a message
 
 
 @dataclass(frozen=True)
@@ -60,7 +87,9 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.field}={self.value!r} {self.rule}. {self.consequence}. {self.remedy}."
+        value = redact(repr(self.value))  # before the cut, which might take what tells a secret
+        shown = value if len(value) <= _LONGEST_VALUE else f"{value[:_LONGEST_VALUE]}…"
+        return f"{self.field}={shown} {self.rule}. {self.consequence}. {self.remedy}."
 
 
 class PlanError(ExplainError, ValueError):

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
+from lexplain.errors import redact_uris
 from lexplain.plan import LEARNING_RATES, FindMethod, Keywords, Plan, Source
 from lexplain.settings import plain
 from lexplain.words import WORD_RULES
@@ -19,10 +20,14 @@ def digest(*parts: object) -> str:
 
 
 def corpus_key(source: Source) -> str:
-    """Key of a source: its origin, filter, sample and column mapping; no version, so that increments join."""
+    """Key of a source: its origin, filter, sample and column mapping; no version, so that increments join.
+
+    A password or token in the path tells who reads, not what: a new one is no new corpus, and none can be guessed from a key.
+    """
     # A format that was only spelt out, a header where there is none, or how new rows are found changes no document.
     header = source.header or source.kind not in ("csv", "tsv")
-    named = plain(dataclasses.replace(source, format=None, header=header))
+    path = None if source.path is None else redact_uris(source.path)
+    named = plain(dataclasses.replace(source, path=path, format=None, header=header))
     return digest("corpus", source.kind, {name: value for name, value in named.items() if name != "watermark"})
 
 

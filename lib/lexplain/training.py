@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lexplain.attribution import ExplainedModel, Progress, task_device
 from lexplain.corpus import Staged, is_trainable, list_labelled
-from lexplain.errors import CorpusError, ModelError, redact
+from lexplain.errors import CorpusError, ModelError, redact_uris
 from lexplain.executor import decode_document
 from lexplain.keys import digest, explain_key, model_key
 from lexplain.model_store import ProblemType, digest_folder, fetch_model, read_outputs
@@ -287,9 +287,11 @@ def take_models(
             )
     rows: dict[str, dict[str, Any]] = {}
     for split, (location, (problem, names)) in enumerate(zip(locations, outputs, strict=True)):
-        key = digest("given", location.digest, location.folder, split)
+        # Executors are told the folder as it is; a table must not keep a password that an address may hold.
+        kept = redact_uris(location.folder)
+        key = digest("given", location.digest, kept, split)
         rows[key] = {name: None for name, _, _ in TABLES["models"].columns} | {
-            "model_key": key, "split": split, "uri": redact(location.uri), "folder": location.folder,
+            "model_key": key, "split": split, "uri": redact_uris(location.uri), "folder": kept,
             "digest": location.digest, "labels": list(names), "problem": problem,
         }  # fmt: skip
     # an older lexplain did not write the problem, and of a one-logit model one label only
@@ -298,7 +300,10 @@ def take_models(
     if missing:
         added = tables.spark.createDataFrame([rows[key] for key in sorted(missing)], TABLES["models"].schema)
         tables.replace(added, "models", where=f"model_key IN ({quote_list(sorted(missing))})")
-    return [read_model(plan, find_method, row) for row in rows.values()]
+    return [
+        replace(read_model(plan, find_method, row), folder=location.folder)
+        for row, location in zip(rows.values(), locations, strict=True)
+    ]
 
 
 def _read_outputs(location: ModelLocation) -> tuple[ProblemType, tuple[str, ...]]:
