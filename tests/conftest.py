@@ -15,9 +15,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A property holds however busy the machine is.
-settings.register_profile("lexplain", deadline=None)
-settings.load_profile("lexplain")
+# A property holds however busy the machine is; and CI tries the same examples each time, so that a failure is of the change.
+# HYPOTHESIS_PROFILE=search looks further, at other examples each time: for a night.
+settings.register_profile("lexplain", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, max_examples=3000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "lexplain"))
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
-from lexplain.errors import PlanError, Problem, redact
+from lexplain.errors import PlanError, Problem, redact_uris
 
 Section = TypeVar("Section")
 
@@ -29,6 +29,9 @@ _LARGEST_INT = 2**31 - 1
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 # A NUL ends every path in C; half of a surrogate pair cannot be written to any file or table.
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+# Past these, reading a plan would take as long as somebody wishes.
+_MOST_CHARACTERS = 1_000_000
+_LONGEST_NUMBER = 1_000
 
 
 def setting(
@@ -61,10 +64,20 @@ def setting(
 # --- reading ------------------------------------------------------------------------------------------------
 
 
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
 class _StrictLoader(yaml.SafeLoader):
     """YAML's safe loader, refusing a key written twice: the first value would be lost without a word."""
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        if node.tag in _NUMBERS and len(node.value) > _LONGEST_NUMBER:
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"'{node.value[:60]}...' has no value: a number of {len(node.value)} characters",
+                node.start_mark,
+            )
         try:
             return super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -76,6 +89,8 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue  # refused below; written out, aliases would fill the memory
             key = str(key_node.value)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
@@ -83,6 +98,12 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        # Each `<<` would copy what it merges, doubled keys too: nine lines of ten merges of one another fill the memory.
+        super().flatten_mapping(node)
+        last = {key.value if isinstance(key, yaml.ScalarNode) else id(key): (key, value) for key, value in node.value}
+        node.value = list(last.values())
 
 
 def read_text(path: str | Path) -> str:
@@ -103,6 +124,8 @@ def read_mapping(text: str, origin: str) -> Mapping[Any, Any]:
     Raises:
         PlanError: It is no YAML, empty, or no mapping; a key is written twice.
     """
+    if len(text) > _MOST_CHARACTERS:
+        raise _unreadable(origin, f"it has {len(text)} characters, more than {_MOST_CHARACTERS}")
     try:
         document = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader that refuses twice-written keys
     except RecursionError as error:
@@ -339,6 +362,7 @@ def _format_bound(bound: float) -> str:
 def shorten(value: object) -> object:
     """Return a value as messages show it: YAML aliases can make one of a few lines fill the memory when written out."""
     if isinstance(value, str):
+        value = redact_uris(value)  # before the cut, which might take what tells a secret
         return value if len(value) <= 200 else value[:199] + "…"
     if isinstance(value, int) and abs(value) >= 10**30:
         return math.inf if value > 0 else -math.inf
@@ -392,7 +416,7 @@ def _mask(value: Any) -> Any:
     if isinstance(value, list):
         return [_mask(part) for part in value]
     if isinstance(value, str):
-        return redact(value)
+        return redact_uris(value)
     return value
 
 
