@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, Thread
 
 from rich.console import Console
 from rich.progress import (
@@ -28,6 +29,10 @@ from rich.text import Text
 
 from lexplain.errors import redact
 
+# A log's last lines are there in milliseconds; a pipe ends when nobody is left who writes, which a JVM may outlive.
+_LAST_LINES_SECONDS = 5.0
+_END_OF_PIPE_SECONDS = 0.2
+
 # Both spell words, in Persian as in Hindi; every other unseen character is kept from the terminal.
 _JOINERS = "\u200c\u200d"
 
@@ -36,18 +41,18 @@ _JOINERS = "\u200c\u200d"
 def divert_chatter(log_file: Path) -> Iterator[Console]:
     """Send all output of this process, its JVM and its workers to a file; yield a console for the person.
 
-    Works on file descriptors, so that what the JVM and native libraries print is diverted too. Everything is as
-    before when the block is left.
+    Works on file descriptors, so that what the JVM and native libraries print is diverted too. Secrets of URIs, which
+    they all print, never reach the file. Everything is as before when the block is left.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    log = _RedactedLog(log_file)
     kept = os.dup(1), os.dup(2)
     stream = os.fdopen(os.dup(kept[0]), "w", encoding="utf-8", errors="replace")
-    handler = logging.FileHandler(log_file, encoding="utf-8", errors="backslashreplace")
+    handler = logging.StreamHandler(log.stream)
     handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
     root = logging.getLogger()
     level = root.level
-    with log_file.open("ab") as log:
-        _point_output_at(log.fileno(), log.fileno())
+    _point_output_at(log.stream.fileno(), log.stream.fileno())
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     logging.captureWarnings(True)
@@ -63,6 +68,43 @@ def divert_chatter(log_file: Path) -> Iterator[Console]:
         _point_output_at(*kept)
         for descriptor in kept:
             os.close(descriptor)
+        log.close()
+
+
+class _RedactedLog:
+    """A file that is written through a pipe, line by line and without secrets.
+
+    Attributes:
+        stream: What is written here, or by a process that was given its descriptor, comes to the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("ab", buffering=0)
+        reading, writing = os.pipe()
+        self._lines = os.fdopen(reading, "rb")
+        self.stream = os.fdopen(writing, "w", encoding="utf-8", errors="backslashreplace", buffering=1)
+        self._mark = os.urandom(16).hex().encode()
+        self._marked = Event()
+        self._copying = Thread(target=self._copy, name="log", daemon=True)
+        self._copying.start()
+
+    def close(self) -> None:
+        """Return when everything that was written is in the file; a JVM that lives on may go on writing."""
+        self.stream.write(f"{self._mark.decode()}\n")
+        self.stream.close()
+        self._marked.wait(_LAST_LINES_SECONDS)
+        self._copying.join(_END_OF_PIPE_SECONDS)
+
+    def _copy(self) -> None:
+        """Copy until the last process that writes has gone: with nobody to read, they would stop at a full pipe."""
+        with self._lines, self._file:
+            for line in self._lines:
+                written, mark, _ = line.partition(self._mark)
+                text = redact(written.decode("utf-8", "surrogateescape"))
+                with suppress(OSError):  # no room for a log is no reason to stop a job
+                    self._file.write(text.encode("utf-8", "surrogateescape"))
+                if mark:
+                    self._marked.set()
 
 
 def _point_output_at(out: int, err: int) -> None:
