@@ -203,7 +203,10 @@ class Explainer:
             key: _Document(*key) for key in sorted(set(keys), key=lambda key: (len(key[0]), key[0], sorted(key[1])))
         }
         for document in documents.values():
-            self._open(document)
+            try:
+                self._open(document)
+            except MemoryError:
+                document.rejection = _no_memory("The words of the text do")
         return Documents([documents[key] for key in keys], list(documents.values()))
 
     def explain_documents(self, documents: Documents) -> list[Outcome]:
@@ -237,6 +240,8 @@ class Explainer:
             document.encoding = self._classifier.encode(
                 document.text, max_tokens=self._max_tokens, overlap=self._overlap, max_windows=self._max_windows
             )
+        except MemoryError:
+            raise
         except Exception as error:  # whatever a tokenizer stumbles over is this text's, not the batch's
             document.rejection = Rejection("not_tokenized", f"The tokenizer fails on this text: {error}")
             return
@@ -259,7 +264,7 @@ class Explainer:
 
         lengths = np.array([len(window.ids) for window in windows], dtype=np.int64)
         for unfit in self._budget.spend(lengths, compute):
-            flat[unfit][0].rejection = _no_memory(windows[unfit])
+            flat[unfit][0].rejection = _no_memory(f"One point of a window of {lengths[unfit]} tokens does")
         position = 0
         for document in documents:
             document.logits = logits[position : position + len(document.encoding.windows)]
@@ -424,7 +429,7 @@ class Explainer:
         converged = attribution.converged.tolist()
         for number, row in enumerate(rows):
             if number in evaluate.unfit:
-                row.document.rejection = _no_memory(row.window)
+                row.document.rejection = _no_memory(f"One point of a window of {len(row.window.ids)} tokens does")
                 continue
             target, window = row.target, row.window
             content = ~np.asarray(window.special, dtype=bool)
@@ -586,15 +591,10 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") >> 1
 
 
-def _no_memory(window: Window) -> Rejection:
-    return Rejection(
-        "out_of_memory",
-        f"One point of a window of {len(window.ids)} tokens does not fit the memory. "
-        f"Write a smaller max_tokens, or use a device with more memory.",
-    )
+def _no_memory(what: str) -> Rejection:
+    advice = "Write a smaller max_tokens or max_characters, or use a device with more memory."
+    return Rejection("out_of_memory", f"{what} not fit the memory. {advice}")
 
 
 def _not_finite(what: str) -> Rejection:
-    return Rejection(
-        "not_finite", f"The model's {what} are NaN or infinite for this text; often an overflow of float16."
-    )
+    return Rejection("not_finite", f"The model's {what} are NaN or infinite here; often an overflow of float16.")

@@ -21,6 +21,8 @@ from lexplain.methods import Inputs
 if TYPE_CHECKING:
     from lexplain.methods import Objective, Place, Score, See
 
+_NO_CPU_MEMORY = "can't allocate memory"
+
 
 class Budget:
     """How many tokens a pass of the model may hold."""
@@ -321,9 +323,13 @@ def _share_points(
 def _fits_memory(compute: Callable[[NDArray[np.int64]], None], chunk: NDArray[np.int64]) -> bool:
     try:
         compute(chunk)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, MemoryError):
         # the error holds the frames that hold the tensors: memory is free only after this block
         pass
+    except RuntimeError as error:
+        # torch has no class of its own for a CPU without memory
+        if _NO_CPU_MEMORY not in str(error):
+            raise
     else:
         return True
     if torch.cuda.is_available():
