@@ -339,14 +339,27 @@ def _hold(folder: Path | None) -> Iterator[None]:
         lock.release()
 
 
+# Spark replaces ${name} in SQL before it parses it, in quotes too: by a setting, or a variable of the environment.
+_VARIABLE = "${"
+
+
 def quote_identifier(name: str) -> str:
-    """Return a SQL identifier in back-ticks."""
+    """Return a SQL identifier in back-ticks.
+
+    Raises:
+        TableError: Spark would put a variable's value into it, and identifiers have no escape.
+    """
+    if _VARIABLE in name:
+        raise TableError(
+            f"name={name!r} must not hold {_VARIABLE!r}. Spark would have put the value of a setting or of an environment "
+            "variable there, and another table or column been meant. Rename the column or folder."
+        )
     return "`" + name.replace("`", "``") + "`"
 
 
 def quote_text(text: str) -> str:
-    """Return a SQL string literal; nothing in it can end the literal or be read as an escape."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """Return a SQL string literal; nothing in it can end the literal, or be read as an escape or a variable."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace(_VARIABLE, "$\\{") + "'"
 
 
 def quote_rows(rows: Iterable[tuple[str | int, ...]]) -> str:

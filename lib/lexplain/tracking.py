@@ -6,6 +6,7 @@ notebook stay as they are. mlflow is imported on first use, because a plan may d
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import posixpath
@@ -38,6 +39,8 @@ _PARENT = "mlflow.parentRunId"
 _MODEL_NAME = "model"
 _ENTRIES_PER_CALL = 100
 """What MLflow's REST API takes of parameters and tags at once."""
+_LONGEST_KEY = 250
+"""Characters that MLflow takes of a name."""
 
 
 @dataclass(frozen=True)
@@ -418,6 +421,8 @@ def _valid_key(name: str) -> str:
     key = re.sub(r"[^\w\-./ ]", lambda match: f"_{ord(match[0]):x}_", name)
     if posixpath.normpath(key) != key or key.startswith((".", "/")):
         key = re.sub(r"[./]", lambda match: f"_{ord(match[0]):x}_", key)
+    if len(key) > _LONGEST_KEY:
+        key = f"{key[: _LONGEST_KEY - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     return key
 
 
