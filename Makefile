@@ -9,7 +9,7 @@ BROWSER_READY := $(VENV)/.browser-ready
 PIP := $(BIN)/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-core test-spark test-slow test-browser test-gpu test-platform lint bench bench-methods clean
+.PHONY: help setup demo test test-core test-spark test-slow test-cluster test-browser test-gpu test-platform lint bench bench-methods clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ test-spark: $(READY)  ## tests with Spark, Delta and MLflow
 
 test-slow: $(READY)  ## tests with Spark that would make the others too long: report, sweep, protocols, what is lost
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests/spark
+
+test-cluster: $(READY)  ## a standalone cluster of this machine whose parts are killed at random, or hang; half an hour
+	@$(BIN)/python -m pytest -s --timeout 3000 tests/cluster
 
 $(BROWSER_READY): $(READY)
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[browser]'

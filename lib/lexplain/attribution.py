@@ -15,7 +15,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from lexplain.corpus import Staged
-from lexplain.errors import AccountingError, ExplainError, LimitError, ModelError
+from lexplain.errors import AccountingError, ExplainError, LimitError, ModelError, WorkerError
 from lexplain.executor import (
     ExplainTask,
     ModelTask,
@@ -26,7 +26,7 @@ from lexplain.executor import (
 )
 from lexplain.plan import FindMethod, Plan
 from lexplain.schema import TABLES
-from lexplain.session import count_slots, is_local
+from lexplain.session import count_slots, is_local, stop_silent_workers, stopped_silent_worker
 from lexplain.splits import Split
 from lexplain.tables import Tables, quote_list, quote_text
 
@@ -167,6 +167,7 @@ class Attribution:
             AccountingError: A chunk's rows are not those that the ledger owes; they are not committed.
             TableError: Other jobs' commits came in between time and again.
             LimitError: A limit of the plan was passed; what was committed stays.
+            WorkerError: A worker hung each time that its task was tried.
         """
         self._write_ledger()
         pending = self._find_pending()
@@ -183,15 +184,17 @@ class Attribution:
             models = self.prepare(models)
             explaining_since = time.monotonic()
             progress.start("attribute", planned, "pairs", planned - missing)
-        for wave in split_waves(models, self.plan):
-            for increment, bucket, owed in _group_chunks(pending, wave):
-                if begun:  # a start makes at least one chunk, or it would never get on
-                    self._check_hours((time.monotonic() - started) / 3600)
-                made, begun = self._explain_chunk(wave, increment, bucket), True
-                counts = {status: counts[status] + made[status] for status in STATUSES}
-                explained += made["explained"]
-                progress.advance(owed)
-                self._check_rejected(counts, planned)
+        # Not for the preparation, and for no stage before or after: only this one's tasks give signs of life.
+        with stop_silent_workers(self.tables.spark, self.plan.execution.idle_timeout_seconds):
+            for wave in split_waves(models, self.plan):
+                for increment, bucket, owed in _group_chunks(pending, wave):
+                    if begun:  # a start makes at least one chunk, or it would never get on
+                        self._check_hours((time.monotonic() - started) / 3600)
+                    made, begun = self._explain_chunk(wave, increment, bucket), True
+                    counts = {status: counts[status] + made[status] for status in STATUSES}
+                    explained += made["explained"]
+                    progress.advance(owed)
+                    self._check_rejected(counts, planned)
         progress.finish(f"{planned} (model, document) pairs, {missing} made now")
         return Explained(device, explained, time.monotonic() - explaining_since)
 
@@ -368,6 +371,15 @@ class Attribution:
             place = f"corpus_key = {quote_text(self.corpus.key)} AND increment = {increment} AND bucket = {bucket}"
             where = f"{place} AND explain_key IN ({quote_list(list(owed))})"
             self.tables.replace(explained, "explanations", where=where)
+        except Exception as error:
+            if stopped_silent_worker(error):
+                raise WorkerError(
+                    f"execution.idle_timeout_seconds={plan.execution.idle_timeout_seconds} passed in chunk {increment}/{bucket} while "
+                    "no model moved in a worker, each time that Spark tried its task. The job would have waited without "
+                    "end. Where it hung is in the executors' stderr (of a local run: in the log); run the same command again, which goes on "
+                    "with this chunk, or write a larger number where one pass of the model takes so long."
+                ) from error
+            raise
         finally:
             explained.unpersist()
         return made
@@ -489,9 +501,21 @@ def on_task_device(
     """
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return work(batches, device=task_device(device, local))
+        return _send_signs(work(batches, device=task_device(device, local)))
 
     return run
+
+
+def _send_signs(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Repeat each empty batch, a sign of life, until it leaves the buffer in which a Python worker keeps what it sends."""
+    for batch in batches:
+        yield batch
+        if batch.num_rows == 0:
+            import pyarrow as pa
+
+            buffer_bytes = int(os.environ.get("SPARK_BUFFER_SIZE", 65_536))  # Spark tells its workers
+            for _ in range(buffer_bytes // pa.ipc.get_record_batch_size(batch)):
+                yield batch
 
 
 def task_device(requested: Literal["auto", "cpu", "gpu"], local: bool) -> str:

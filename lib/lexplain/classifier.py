@@ -109,6 +109,7 @@ class Classifier:
         dtype: Of the model's weights.
         embedding_size: D.
         model: The network itself; whoever changes how it computes changes it back.
+        n_passes: Forward passes that were made so far.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class Classifier:
         self.problem = problem
         self.max_tokens = _count_positions(model, tokenizer)
         self.embedding_size = int(self._embeddings.embedding_dim)
+        self.n_passes = 0
 
     @property
     def device(self) -> torch.device:
@@ -419,6 +421,7 @@ class Classifier:
 
     def _forward(self, inputs: dict[str, Tensor]) -> Tensor:
         logits: Tensor = self.model(**inputs).logits
+        self.n_passes += 1
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return torch.cat([-logits, logits], dim=-1) if self.problem == "binary" else logits
 

@@ -11,7 +11,7 @@ import os
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 # Documents that are explained together: enough to sort by length and fill passes, few enough to stay in memory.
 LOOK_AHEAD_DOCUMENTS = 256
+
+# A task that has nothing to yield for so long gives a sign of life, provided that its model gets on.
+SIGN_SECONDS = 5.0
 
 # Past so many times as many, copies of one text no longer keep a look-ahead together.
 _COPIES = 4
@@ -376,20 +379,23 @@ def explain_batches(batches: Iterator[pa.RecordBatch], task: ExplainTask, device
 
     Yields:
         Batches of `EXPLANATIONS`: for each document and model one row a predicted label, or one that says why not.
+        An empty one is a sign of life: since the last batch, the model has made another pass. Who watches the task may
+        stop it when it gives none for longer than a model takes to load, and a pass.
 
     Raises:
         ModelError: A model cannot be fetched or loaded.
     """
-    with ThreadPoolExecutor(1) as ahead:
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(1) as beside:
         under_way: _Job | None = None
         for documents, model in _pair(batches, task):
-            explainer = open_explainer(task, model, device)
-            job = _Job(documents, model, explainer, ahead.submit(_read, _texts(documents, task), task, explainer))
+            explainer, classifier = open_explainer(task, model, device), open_model(task, model, device)
+            read = ahead.submit(_read, _texts(documents, task), task, explainer)
+            job = _Job(documents, model, explainer, classifier, read)
             if under_way is not None:
-                yield _finish(under_way, task, device)
+                yield from _finish(under_way, task, device, beside)
             under_way = job
         if under_way is not None:
-            yield _finish(under_way, task, device)
+            yield from _finish(under_way, task, device, beside)
 
 
 def read_batches(
@@ -417,6 +423,7 @@ class _Job:
     documents: list[dict[str, Any]]
     model: ModelTask
     explainer: Explainer
+    classifier: Classifier
     read: Future[tuple[list[Rejection | None], Documents]]
 
 
@@ -458,12 +465,19 @@ def _texts(
     ]
 
 
-def _finish(job: _Job, task: ExplainTask, device: str) -> pa.RecordBatch:
-    outcomes = _explain(job.read.result(), task, job.model, job.explainer, device)
+def _finish(job: _Job, task: ExplainTask, device: str, beside: ThreadPoolExecutor) -> Iterator[pa.RecordBatch]:
+    """Explain in a thread beside this one, which goes on giving signs of life; then yield the rows."""
+    explaining = beside.submit(lambda: _explain(job.read.result(), task, job.model, job.explainer, device))
+    seen = job.classifier.n_passes
+    while wait([explaining], timeout=SIGN_SECONDS).not_done:
+        if seen != job.classifier.n_passes:
+            seen = job.classifier.n_passes
+            yield pa.RecordBatch.from_pylist([], schema=EXPLANATIONS)
+    outcomes = explaining.result()
     rows: list[dict[str, Any]] = []
     for document, outcome in zip(job.documents, outcomes, strict=True):
         rows += _rows(document, outcome, task, job.model)
-    return pa.RecordBatch.from_pylist(rows, schema=EXPLANATIONS)
+    yield pa.RecordBatch.from_pylist(rows, schema=EXPLANATIONS)
 
 
 def _rows(document: dict[str, Any], outcome: Outcome, task: ExplainTask, model: ModelTask) -> list[dict[str, Any]]:

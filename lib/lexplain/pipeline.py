@@ -21,6 +21,7 @@ from lexplain.keywords import PHRASES, WORDS, Unit, describe_evidence, rank_keyw
 from lexplain.plan import FindMethod, Plan, Sink, Source
 from lexplain.preparation import find_prepared, prepare_models
 from lexplain.schema import TABLES
+from lexplain.session import trace_workers
 from lexplain.sql_function import register_explain
 from lexplain.tables import Tables, quote_text
 from lexplain.training import find_models, fine_tune_splits, read_model, take_models
@@ -414,7 +415,9 @@ def open_run(
     from lexplain.tracking import RunTracker, locate_model
 
     tables = Tables(spark, plan.sink)
-    with tables.lock():
+    # Half of the time after which a silent worker is stopped: then there is a trace of where it hung.
+    idle = plan.execution.idle_timeout_seconds
+    with tables.lock(), trace_workers(spark, None if idle is None else idle // 2):
         progress.start("open tables", 1, "sink")
         tables.create()
         progress.finish(plan.sink.path or str(plan.sink.schema))

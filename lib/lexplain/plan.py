@@ -247,6 +247,10 @@ class Execution:
     models_in_memory: int = setting(4, low=1, says="models that a worker holds at once")
     allow_pickle: bool = setting(False, says="true: load pickled weights, which can run code of whoever made them")
     compile: bool = setting(False, says="true: torch.compile the models; pays on GPUs and long runs")
+    idle_timeout_seconds: int | None = setting(
+        600, low=30, says="stop a worker in which no model has moved for so long, and try its task again; null: never",
+        silently="Healthy workers would have been stopped while they load a model or make one long pass",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,7 @@ DELTA_SETTINGS = {
 }
 SUPPORTED_JAVA = (17, 21)
 _SCRATCH = "lexplain-spark-"
+_PYTHON_WORKER = "spark.sql.execution.pyspark.udf."
 
 
 def find_java() -> Path:
@@ -269,6 +271,62 @@ def count_slots(spark: SparkSession) -> int:
     if gpus and gpus_a_task:
         slots = min(slots, max(1, cores // read("spark.executor.cores", cores)) * (gpus // gpus_a_task))
     return max(1, int(slots))
+
+
+@contextmanager
+def trace_workers(spark: SparkSession, seconds: int | None) -> Iterator[None]:
+    """Let Python workers tell where they are: in the task's error when they crash, and in their log time and again.
+
+    For all of a job, not for one stage: Spark starts other workers where these settings differ, and those would load
+    every model again while the first ones still hold theirs in the device's memory.
+
+    Args:
+        spark: A session of any kind; it is left as it was.
+        seconds: Between two traces in a worker's stderr; None for none, and for nothing at a crash.
+    """
+    settings = {"faulthandler.enabled": "true", "tracebackDumpIntervalSeconds": str(seconds)}
+    with _override(spark, {} if seconds is None else settings):
+        yield
+
+
+@contextmanager
+def stop_silent_workers(spark: SparkSession, seconds: int | None) -> Iterator[None]:
+    """Let Spark stop Python workers that send nothing for so long; it fails their tasks, and tries them again.
+
+    Args:
+        spark: A session of any kind; it is left as it was.
+        seconds: Longest silence, of starting and of loading models too; None for any.
+    """
+    settings = {"idleTimeoutSeconds": str(seconds), "killOnIdleTimeout": "true"}
+    with _override(spark, {} if seconds is None else settings):
+        yield
+
+
+def stopped_silent_worker(error: BaseException) -> bool:
+    """Return whether a Spark job failed because of a worker that `stop_silent_workers` stopped."""
+    return "terminated due to idle timeout" in str(error)
+
+
+@contextmanager
+def _override(spark: SparkSession, settings: Mapping[str, str]) -> Iterator[None]:
+    before = {f"{_PYTHON_WORKER}{name}": spark.conf.get(f"{_PYTHON_WORKER}{name}", None) for name in settings}
+
+    def restore() -> None:
+        for key, value in before.items():
+            if value is None:
+                spark.conf.unset(key)
+            else:
+                spark.conf.set(key, value)
+
+    for name, value in settings.items():
+        spark.conf.set(f"{_PYTHON_WORKER}{name}", value)
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # the first error is the one to report; the session may be gone
+            restore()
+        raise
+    restore()
 
 
 def stop_session(spark: SparkSession) -> None:

@@ -6,8 +6,11 @@ import dataclasses
 import gc
 import hashlib
 import os
+import queue
 import subprocess
 import sys
+import threading
+import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -116,6 +119,52 @@ def assert_same(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str
                 assert by_place[0] == pytest.approx(by_place[1], abs=BATCH_TOLERANCE)
             else:
                 assert value == other[name], name
+
+
+# --- signs of life ------------------------------------------------------------------------------------------------
+
+
+def test_a_task_whose_model_gets_on_gives_signs_of_life(
+    shelf: Shelf, models: ModelCache, monkeypatch: pytest.MonkeyPatch
+):
+    task = make_task(model_task(shelf.folder("bert")), budget_tokens=16)
+    expected = explain([stage(TEXTS)], task)
+    monkeypatch.setattr(executor, "SIGN_SECONDS", 0.001)
+    batches = list(explain_batches(iter([stage(TEXTS)]), task, "cpu"))
+    signs = [batch for batch in batches if batch.num_rows == 0]
+    assert signs
+    assert all(sign.schema == EXPLANATIONS for sign in signs)
+    assert [row for batch in batches for row in batch.to_pylist()] == expected
+
+
+def test_a_task_whose_model_hangs_gives_none(shelf: Shelf, models: ModelCache, monkeypatch: pytest.MonkeyPatch):
+    task, forward = make_task(model_task(shelf.folder("bert")), budget_tokens=16), Classifier._forward
+    executor.open_explainer(task, task.models[0], "cpu")  # loading makes passes too
+    hung, released, found = threading.Event(), threading.Event(), queue.SimpleQueue[pa.RecordBatch]()
+
+    def hang(classifier: Classifier, inputs: Any) -> torch.Tensor:
+        if threading.current_thread() is not threading.main_thread() and classifier.n_passes > loaded + 3:
+            hung.set()
+            released.wait(60)
+        return forward(classifier, inputs)
+
+    def run() -> None:
+        for batch in explain_batches(iter([stage(TEXTS)]), task, "cpu"):
+            found.put(batch)
+
+    loaded = models.load(task.models[0], task, "cpu").n_passes
+    monkeypatch.setattr(Classifier, "_forward", hang)
+    monkeypatch.setattr(executor, "SIGN_SECONDS", 0.01)
+    running = threading.Thread(target=run)
+    running.start()
+    assert hung.wait(60)
+    time.sleep(0.2)  # a last sign, of the passes before
+    told = found.qsize()
+    time.sleep(0.5)
+    assert found.qsize() == told
+    released.set()
+    running.join(60)
+    assert found.qsize() > told
 
 
 # --- rows -----------------------------------------------------------------------------------------------------

@@ -7,23 +7,19 @@ from __future__ import annotations
 
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyspark
 import pytest
 import yaml
 
 from core.models import CLUES, save_trainable
 from lexplain.session import fetch_jars
 from spark.planted import make_plan, plant, write_json
+from standalone import REPOSITORY, Standalone
 
-REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "deploy" / "spark-submit.md").read_text(encoding="utf-8")
 NVIDIA_SMI = '#!/bin/sh\necho "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-5f3b)"\n'
 
@@ -35,56 +31,28 @@ def blocks(title: str) -> list[str]:
     return re.findall(r"^```sh\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def free_port() -> int:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        return int(bound.getsockname()[1])
-
-
-class Cluster:
+class Cluster(Standalone):
     """A standalone master and worker, started as the page says."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
         fetch_jars()
         (folder / "bin").mkdir()
         nvidia_smi = folder / "bin" / "nvidia-smi"
         nvidia_smi.write_text(NVIDIA_SMI)
         nvidia_smi.chmod(0o755)
-        python_path = os.pathsep.join([str(REPOSITORY / "lib"), str(REPOSITORY / "tests")])
-        self.environment = os.environ | {
-            "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": python_path,
-            "SPARK_HOME": str(Path(pyspark.__file__).parent),
-            "SPARK_LOCAL_IP": "127.0.0.1",
-            "SPARK_WORKER_DIR": str(folder / "work"),
-            "SPARK_WORKER_CORES": "2",
-            "SPARK_WORKER_MEMORY": "3g",
-            "SPARK_CONF_DIR": str(folder),
-        }
-        self.processes: list[subprocess.Popen[bytes]] = []
-        port = free_port()
+        super().__init__(
+            folder, PATH=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}", SPARK_WORKER_DIR=str(folder / "work"),
+            SPARK_WORKER_CORES="2", SPARK_WORKER_MEMORY="3g",
+        )  # fmt: skip
         # What the page tells the reader to change.
-        self.settings = f"LEXPLAIN={REPOSITORY}\nPYTHON={sys.executable}\nMASTER=spark://127.0.0.1:{port}\nPLAN={folder}/plan.yaml\n"
-        master = '"$SPARK_HOME/bin/spark-class" org.apache.spark.deploy.master.Master --host 127.0.0.1 --webui-port 0'
-        self.start(f"{master} --port {port}", "master", "I have been elected leader")
-        self.start(blocks("Standalone")[1], "worker", "Successfully registered with master")
+        self.settings = (
+            f"LEXPLAIN={REPOSITORY}\nPYTHON={sys.executable}\nMASTER={self.master}\nPLAN={folder}/plan.yaml\n"
+        )
+        self.start(
+            "worker", ["bash", "-c", self.settings + blocks("Standalone")[1]], "Successfully registered with master"
+        )
 
-    def start(self, script: str, name: str, ready: str) -> None:
-        log = self.folder / f"{name}.log"
-        with log.open("wb") as out:
-            command = ["bash", "-c", self.settings + script]
-            process = subprocess.Popen(
-                command, env=self.environment, stdout=out, stderr=out, start_new_session=True, cwd=self.folder
-            )
-        self.processes.append(process)
-        deadline = time.monotonic() + 180
-        while ready not in log.read_text():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.5)
-
-    def submit(self) -> tuple[int, str]:
+    def submit_page(self) -> tuple[int, str]:
         """Run the page's command for the plan in the folder; return exit code and output, its lines joined."""
         script = self.settings + blocks("Standalone")[2]
         done = subprocess.run(
@@ -96,11 +64,6 @@ class Cluster:
     def write_plan(self, device: str) -> None:
         plan = make_plan(self.folder, execution={"device": device}, mlflow={"enabled": False})
         (self.folder / "plan.yaml").write_text(yaml.safe_dump(plan))
-
-    def stop(self) -> None:
-        for process in self.processes:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +84,7 @@ def test_the_page_names_what_is_to_change() -> None:
 @pytest.mark.timeout(1600)
 def test_a_bad_plan_ends_with_its_exit_code(cluster: Cluster) -> None:
     (cluster.folder / "plan.yaml").write_text("name: nothing else\n")
-    code, said = cluster.submit()
+    code, said = cluster.submit_page()
     assert (code, "corpus=None is required" in said) == (2, True), said
 
 
@@ -129,15 +92,15 @@ def test_a_bad_plan_ends_with_its_exit_code(cluster: Cluster) -> None:
 def test_the_address_of_the_gpu_reaches_the_task(cluster: Cluster) -> None:
     """The made-up GPU is one that torch cannot have: refused by its address, and never the CPU instead."""
     cluster.write_plan("gpu")
-    code, said = cluster.submit()
+    code, said = cluster.submit_page()
     assert (code, "GPU address '0'" in said) == (1, True), said
 
 
 @pytest.mark.timeout(3200)
 def test_a_plan_runs_to_its_keywords_and_again_without_work(cluster: Cluster) -> None:
     cluster.write_plan("cpu")
-    code, said = cluster.submit()
+    code, said = cluster.submit_page()
     assert (code, "3 trained now" in said) == (0, True), said
     assert all(word in said for word in CLUES.values()), said
-    code, said = cluster.submit()
+    code, said = cluster.submit_page()
     assert (code, "0 trained now" in said) == (0, True), said
