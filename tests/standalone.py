@@ -18,7 +18,7 @@ import pyspark
 REPOSITORY = Path(__file__).parents[1]
 SPARK_HOME = Path(pyspark.__file__).parent
 HOST = "127.0.0.1"
-_START_SECONDS = 180
+_START_SECONDS = 600
 
 
 def free_port() -> int:
