@@ -19,6 +19,8 @@ REPOSITORY = Path(__file__).parents[1]
 SPARK_HOME = Path(pyspark.__file__).parent
 HOST = "127.0.0.1"
 _START_SECONDS = 600
+# These JVMs live for minutes: the optimising compiler would take most of their time.
+_JAVA_OPTIONS = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -XX:+UseSerialGC"
 
 
 def free_port() -> int:
@@ -39,6 +41,7 @@ class Standalone:
             "SPARK_HOME": str(SPARK_HOME),
             "SPARK_LOCAL_IP": HOST,
             "SPARK_CONF_DIR": str(folder),
+            "SPARK_DAEMON_JAVA_OPTS": _JAVA_OPTIONS,
             **environment,
         }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -87,7 +90,9 @@ class Standalone:
             "spark.pyspark.python": sys.executable,
             "spark.driver.host": HOST,
             "spark.driver.memory": "1g",
+            "spark.driver.extraJavaOptions": _JAVA_OPTIONS,
             "spark.executor.memory": "1g",
+            "spark.executor.extraJavaOptions": _JAVA_OPTIONS,
             "spark.ui.enabled": "false",
             "spark.sql.catalogImplementation": "in-memory",
             "spark.sql.warehouse.dir": str(self.folder / "warehouse"),

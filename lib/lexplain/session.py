@@ -51,6 +51,8 @@ DELTA_SETTINGS = {
 }
 SUPPORTED_JAVA = (17, 21)
 _SCRATCH = "lexplain-spark-"
+# Local mode gives a task no second try unless it is told to: a worker may have hung, or been killed for memory.
+_LOCAL = "local[*,2]"
 _PYTHON_WORKER = "spark.sql.execution.pyspark.udf."
 
 
@@ -171,7 +173,7 @@ def open_session(
 
     Args:
         name: Application name.
-        master: Spark master of a session that is started here; `local[*]` when None.
+        master: Spark master of a session that is started here; all cores of this machine when None.
         settings: Further settings of a session that is started here.
 
     Raises:
@@ -193,7 +195,7 @@ def open_session(
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     os.environ.pop("SPARK_HOME", None)
-    for key, value in {**_local_settings(), "spark.master": master or "local[*]", **(settings or {})}.items():
+    for key, value in {**_local_settings(), "spark.master": master or _LOCAL, **(settings or {})}.items():
         builder = builder.config(key, value)
     return builder.getOrCreate()
 
