@@ -36,6 +36,7 @@ DELTA_JARS = (
     "unitycatalog-hadoop-0.6.0.jar",
 )
 _EXCLUDED = (
+    "com.google.code.findbugs:*",
     "org.apache.hadoop:*",
     "com.fasterxml.jackson.core:*",
     "com.fasterxml.jackson.datatype:*",
@@ -83,6 +84,16 @@ def find_java() -> Path:
         shown = f"version {major}" if version else "no version (is it macOS's placeholder?)"
         raise SessionError(f"java={found!r} has {shown}, not 17 or 21. Spark 4.2 would have failed later. {install}")
     return Path(found)
+
+
+def find_poms_without_jar() -> list[Path]:
+    """Return the POMs in the user's Maven cache that keep Spark's resolver from fetching the Delta JARs.
+
+    Where it finds a module's POM, it looks for the JAR beside it and nowhere else.
+    """
+    poms = (Path.home() / ".m2" / "repository" / "io").glob("*/*/*/*.pom")
+    jars = {pom: pom.with_suffix(".jar") for pom in poms}
+    return sorted(pom for pom, jar in jars.items() if jar.name in DELTA_JARS and not jar.is_file())
 
 
 def jar_folder() -> Path:
@@ -148,10 +159,10 @@ def _resolve(ivy: Path, arrived: Path) -> None:
         found = list((ivy / "jars").glob(f"*_{name}"))
         if not found:
             tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
-            blocked = "download failed" in tail or "download failed" in done.stderr
+            blocking = find_poms_without_jar()
             hint = (
-                "~/.m2/repository may hold a POM without its JAR: move it away and try again"
-                if blocked
+                f"{blocking[0]} has no JAR beside it: `lexplain doctor` tells what to remove"
+                if blocking
                 else ("Check the network, then try again")
             )
             raise SessionError(
@@ -186,7 +197,7 @@ def open_session(
         _check_delta(active)
         return active
     builder = SparkSession.builder.appName(name)
-    if "PYSPARK_GATEWAY_PORT" in os.environ or "SPARK_REMOTE" in os.environ:
+    if is_given():
         session = builder.getOrCreate()
         _check_delta(session)
         return session
@@ -205,6 +216,11 @@ def has_session() -> bool:
     from pyspark.sql import SparkSession
 
     return SparkSession.getActiveSession() is not None
+
+
+def is_given() -> bool:
+    """Return whether this process is given its session, by `spark-submit` or Spark Connect."""
+    return "PYSPARK_GATEWAY_PORT" in os.environ or "SPARK_REMOTE" in os.environ
 
 
 def _local_settings() -> dict[str, str]:

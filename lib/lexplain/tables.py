@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from lexplain.plan import Sink
 
+_LOCK, _HOLDER = ".writer.lock", ".writer"
 _HEADER = "-- Tables of lexplain, schema version "
 
 # Another job's commit to the same table makes Delta refuse ours, whichever rows it is about.
@@ -104,19 +105,7 @@ class Tables:
         """
         if self.folder is None:
             return
-        catalog = self.folder / "catalog.sql"
-        if not catalog.is_file():
-            raise TableError(
-                f"sink.path={str(self.folder)!r} holds no tables of lexplain. Every query would have failed. "
-                "Write the folder of a plan's sink, or run the plan first."
-            )
-        version = catalog.read_text(encoding="utf-8").removeprefix(_HEADER).partition(".")[0]
-        if version != str(SCHEMA_VERSION):
-            remedy = "run its plan again, which adds them" if _is_older(version) else "run the plan into a new folder"
-            raise TableError(
-                f"sink.path={str(self.folder)!r} has tables of schema version {version[:10]}, this lexplain reads "
-                f"{SCHEMA_VERSION}. Columns would have been missing. Read it with the lexplain that wrote it, or {remedy}."
-            )
+        check_version(self.folder)
         for statement in self._registrations():
             self.spark.sql(statement)
 
@@ -301,6 +290,45 @@ class Tables:
         return _hold(self.folder)
 
 
+def check_version(folder: Path) -> None:
+    """Check, without Spark, that a folder has tables that this lexplain can read.
+
+    Raises:
+        TableError: It has none, or of another schema version.
+    """
+    catalog = folder / "catalog.sql"
+    if not catalog.is_file():
+        raise TableError(
+            f"sink.path={str(folder)!r} holds no tables of lexplain. Every query would have failed. "
+            "Write the folder of a plan's sink, or run the plan first."
+        )
+    version = catalog.read_text(encoding="utf-8").removeprefix(_HEADER).partition(".")[0]
+    if version != str(SCHEMA_VERSION):
+        remedy = "run its plan again, which adds them" if _is_older(version) else "run the plan into a new folder"
+        raise TableError(
+            f"sink.path={str(folder)!r} has tables of schema version {version[:10]}, this lexplain reads "
+            f"{SCHEMA_VERSION}. Columns would have been missing. Read it with the lexplain that wrote it, or {remedy}."
+        )
+
+
+def find_writer(folder: Path) -> str | None:
+    """Return who is writing to a folder of tables; None where nobody is."""
+    lock = FileLock(folder / _LOCK)
+    if not (folder / _LOCK).is_file():
+        return None
+    try:
+        lock.acquire(timeout=0.0)
+    except Timeout:
+        return _read_holder(folder)
+    lock.release()
+    return None
+
+
+def _read_holder(folder: Path) -> str:
+    holder = folder / _HOLDER
+    return holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
+
+
 def _is_older(version: str | None) -> bool:
     """Tell whether tables of a schema version become those of ours when columns are added."""
     return version is not None and version in map(str, range(OLDEST_VERSION, SCHEMA_VERSION))
@@ -319,13 +347,12 @@ def _hold(folder: Path | None) -> Iterator[None]:
     import socket
 
     folder.mkdir(parents=True, exist_ok=True)
-    lock, holder = FileLock(folder / ".writer.lock"), folder / ".writer"
+    lock, holder = FileLock(folder / _LOCK), folder / _HOLDER
     try:
         lock.acquire(timeout=0.0)
     except Timeout as error:
-        who = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
         raise TableError(
-            f"sink.path={str(folder)!r} is being written by another job ({who}). Two writers on one folder would "
+            f"sink.path={str(folder)!r} is being written by another job ({_read_holder(folder)}). Two writers on one folder would "
             "lose commits. Wait for it to end, or write to another folder."
         ) from error
     try:

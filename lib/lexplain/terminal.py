@@ -205,6 +205,14 @@ def _summarise(error: BaseException) -> str:
     return re.split(r"\n(?=['+=:])", text, maxsplit=1)[0].rstrip("; \n")
 
 
+def print_finding(console: Console, subject: str, said: str, remedy: str | None) -> None:
+    """Print what was found of a thing on a line; where it is unfit, what mends it on the next."""
+    mark = ("✓", "green") if remedy is None else ("✗", "red")
+    console.print(Text.assemble(mark, f" {_clean(subject):<12} {_clean(said)}"))
+    if remedy is not None:
+        console.print(Text.assemble(f"  {'':<12} ", (_clean(remedy), "bold")))
+
+
 def print_rows(console: Console, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print rows as an aligned table in a terminal, and as tab-separated lines elsewhere."""
     if not console.is_terminal:

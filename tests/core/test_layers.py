@@ -45,7 +45,7 @@ LAYERS = (
     ("pipeline",),
     ("tracing",),
     ("class_deletion",),
-    ("evaluation", "sweep", "drift", "upkeep"),
+    ("evaluation", "sweep", "drift", "upkeep", "diagnosis"),
     ("terminal", "demo"),
     ("outcome",),
     ("report.contents",),
@@ -93,6 +93,7 @@ NARROW: dict[str, set[str]] = {
 OWNERS: dict[str, set[str]] = {
     "torch": {
         "calibration",
+        "diagnosis",
         "anchors",
         "classifier",
         "neighbours",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from lexplain.cli import plans, queries, reports, stages, upkeep
+from lexplain.cli import doctor, plans, queries, reports, stages, upkeep
 from lexplain.cli.console import BAD_PLAN, DONE, FAILED, PARTLY_DONE
 
 __all__ = ["BAD_PLAN", "DONE", "FAILED", "PARTLY_DONE", "app", "main"]
@@ -40,6 +40,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "maintain": upkeep.maintain_command,
     "methods": queries.methods_command,
     "explain": queries.explain_command,
+    "doctor": doctor.doctor_command,
     "textcnn": plans.textcnn_command,
     "fetch-jars": plans.fetch_jars_command,
 }
