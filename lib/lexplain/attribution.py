@@ -312,10 +312,11 @@ class Attribution:
         if rejected:
             device = _check_models(self.tables.spark, self.plan, self.find_method, models)
             models = self.prepare(models)
-        for wave in split_waves(models, self.plan):
-            for increment, bucket, count in _group_chunks(rejected, wave):
-                self._retry_chunk(wave, increment, bucket)
-                progress.advance(count)
+        with stop_silent_workers(self.tables.spark, self.plan.execution.idle_timeout_seconds):
+            for wave in split_waves(models, self.plan):
+                for increment, bucket, count in _group_chunks(rejected, wave):
+                    self._retry_chunk(wave, increment, bucket)
+                    progress.advance(count)
         still = self.count_statuses()["rejected"]
         progress.finish(f"{total} rejected (model, document) pairs tried again, {still} are still rejected")
         return Explained(device, before - still, time.monotonic() - started)

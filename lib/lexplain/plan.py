@@ -22,6 +22,7 @@ from lexplain.local_files import BELOW_HALF, is_local
 from lexplain.presets import DEFAULT_METHOD, apply_presets
 from lexplain.settings import (
     Reading,
+    check_variables,
     read_mapping,
     read_text,
     setting,
@@ -426,23 +427,14 @@ def _check_source(source: Source, where: str, sure: Sure) -> Iterator[Problem]:
         yield Problem(f"{where}.watermark", source.watermark, "is for tables, delta and parquet",
                       "A broken line has no value there: new ones would never have been counted",
                       "Leave it out, or write the source as Parquet or Delta")  # fmt: skip
-    yield from _check_variables(
+    yield from check_variables(
         {f"{where}.columns.{key}": name for key, name in dataclasses.asdict(source.columns).items()}
     )
-    yield from _check_variables(
-        {f"{where}.watermark": source.watermark, f"{where}.path": source.path if source.kind == "delta" else None}
-    )
+    path = source.path if source.kind == "delta" else None
+    yield from check_variables({f"{where}.watermark": source.watermark, f"{where}.path": path})
     if source.label_separator is not None and source.columns.labels is None and sure(f"{where}.columns.labels"):
         yield Problem(f"{where}.label_separator", source.label_separator, "needs columns.labels",
                       "The corpus would have counted as unlabelled", f"Write {where}.columns.labels")  # fmt: skip
-
-
-def _check_variables(names: Mapping[str, str | None]) -> Iterator[Problem]:
-    """Refuse what becomes an identifier of SQL and looks like a variable: there is no way to escape it."""
-    for field, name in names.items():
-        if name is not None and "${" in name:
-            yield Problem(field, name, "must not hold '${'", "Spark would have put the value of a setting or environment variable there",
-                          "Rename the column or folder")  # fmt: skip
 
 
 _FINE_TUNING = ("splits", "seed", "test_share", "multi_label", "train", "epochs", "learning_rate", "batch_size", "accumulate",
@@ -552,7 +544,7 @@ def _check_keywords(plan: Plan, sure: Sure) -> Iterator[Problem]:
 
 def _check_sink(plan: Plan, sure: Sure) -> Iterator[Problem]:
     sink, models = plan.sink, plan.models
-    yield from _check_variables({"sink.path": sink.path})
+    yield from check_variables({"sink.path": sink.path})
     if sink.path is not None:
         there = next((place for place in (Path(sink.path), *Path(sink.path).parents) if place.exists()), None)
         if there is not None and not there.is_dir():

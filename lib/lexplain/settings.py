@@ -13,7 +13,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -444,3 +444,11 @@ def write_commented(cls: Any, example: Mapping[str, Any], depth: int = 0) -> Ite
         value = _write_inline(example.get(one.name, default))
         mark = "" if one.name in example else "# "
         yield f"{indent}{mark}{one.name}: {value}".ljust(36) + f" {says}"
+
+
+def check_variables(names: Mapping[str, str | None]) -> Iterator[Problem]:
+    """Refuse what becomes an identifier of SQL and looks like a variable: there is no way to escape it."""
+    for field, name in names.items():
+        if name is not None and "${" in name:
+            yield Problem(field, name, "must not hold '${'", "Spark would have put the value of a setting or environment variable there",
+                          "Rename the column or folder")  # fmt: skip
