@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from lexplain.plan import Sink
 
 _LOCK, _HOLDER = ".writer.lock", ".writer"
+RETAIN_HOURS = 168.0
+"""How long files of older versions are kept at least: a query or job that started before may still read them."""
+
 _HEADER = "-- Tables of lexplain, schema version "
 
 # Another job's commit to the same table makes Delta refuse ours, whichever rows it is about.

@@ -16,7 +16,7 @@ from lexplain.errors import TableError
 from lexplain.keys import corpus_key
 from lexplain.preparation.folders import prepared_folder
 from lexplain.schema import TABLES
-from lexplain.tables import Tables, quote_list, quote_text
+from lexplain.tables import RETAIN_HOURS, Tables, quote_list, quote_text
 from lexplain.training import model_folder
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 _KEYWORD_TABLES = ("keywords", "keyphrases", "word_statistics", "phrase_statistics")
 _SUMS = ("word_sums", "phrase_sums")
-
-RETAIN_HOURS = 168.0
-"""Delta's own bound: a query or job that started before may still read older files."""
 
 
 @dataclass(frozen=True)

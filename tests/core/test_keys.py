@@ -90,6 +90,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     *[(path, value, set()) for path, value in [
         ("limits__device_hours", 5.0), ("limits__rejected_share", 0.5), ("execution__device", "cpu"),
         ("execution__threads", 2), ("execution__budget_tokens", 1000), ("execution__chunk_documents", 10), ("execution__chunk_minutes", 5.0),
+        ("execution__idle_timeout_seconds", 100),
         ("execution__models_in_memory", 1), ("execution__allow_pickle", True), ("sink__path", "elsewhere"),
         ("sink__schema", "a.b"), ("mlflow__enabled", False), ("mlflow__tracking_uri", "http://host"),
         ("mlflow__experiment", "other"),
@@ -157,8 +158,17 @@ def test_keys_change_with_what_is_no_part_of_the_plan():
     assert len(models) == 4
     assert keys.explain_key(plan, find_method, "d", 0) != keys.explain_key(plan, find_method, "e", 0)
     tables = [(["a", "b"], "s", "t"), (["a"], "s", "t"), (["a", "b"], "t", "t"), (["a", "b"], "s", None)]
-    assert len({keys.keyword_key(plan, *of) for of in tables}) == 4
-    assert keys.keyword_key(plan, ["a", "b"], "s", None) == keys.keyword_key(plan, ["b", "a"], "s", None)
+    assert len({keys.keyword_key(plan, *of, {}) for of in tables}) == 4
+    assert keys.keyword_key(plan, ["a", "b"], "s", None, {}) == keys.keyword_key(plan, ["b", "a"], "s", None, {})
+    counts: list[dict[str, int]] = [
+        {"explained": 9, "rejected": 0},
+        {"explained": 8, "rejected": 0},
+        {"rejected": 1},
+        {"settled": 1},
+    ]
+    same, fewer, *others = [keys.keyword_key(plan, ["a", "b"], "s", None, each) for each in counts]
+    assert same == fewer == keys.keyword_key(plan, ["a", "b"], "s", None, {})
+    assert len({same, *others}) == 3  # what is rejected or settled may be explained yet
     runs = {keys.run_id(plan, find_method, digests) for digests in (["a", "b"], ["b", "a"], ["a"])}
     assert len(runs) == 3  # the place of a ready model is the number that corpus.columns.split means
 

@@ -83,7 +83,7 @@ def all_keys(plan: Plan) -> dict[str, str]:
         "explain": keys.explain_key(plan, find_method, "digest 1", 0),
         "corpus": keys.corpus_key(plan.corpus),
         "evidence": keys.evidence_key(plan),
-        "keyword": keys.keyword_key(plan, ["explain 1", "explain 2"], "snapshot", "labelled"),
+        "keyword": keys.keyword_key(plan, ["explain 1", "explain 2"], "snapshot", "labelled", {}),
         "calibration": keys.calibration_key(plan, find_method, "digest 1"),
         "neighbours": keys.neighbours_key(plan, find_method, "digest 1"),
     }

@@ -19,15 +19,8 @@ from lexplain.cli.console import (
     refuse,
 )
 from lexplain.errors import PlanError
+from lexplain.tables import RETAIN_HOURS, Tables
 from lexplain.terminal import print_rows
-from lexplain.upkeep import (
-    RETAIN_HOURS,
-    delete_run,
-    drop_orphans,
-    find_run,
-    forget_documents,
-    maintain,
-)
 
 RunName = Annotated[str, typer.Argument(help="A run_id, or the name of a plan that one run has.", metavar="RUN")]
 
@@ -38,8 +31,6 @@ def runs_list_command(tables: TablesPlace = DEMO_TABLES) -> None:
     Example: lexplain runs list --tables lexplain-tables
     """
     with open_terminal("runs", None) as terminal:
-        from lexplain.tables import Tables
-
         sink = find_sink(tables)
         opened = Tables(terminal.open_session("lexplain runs"), sink)
         opened.open()
@@ -63,7 +54,7 @@ def runs_show_command(run: RunName, tables: TablesPlace = DEMO_TABLES) -> None:
     Example: lexplain runs show planted --tables lexplain-tables
     """
     with open_terminal("runs", None) as terminal:
-        from lexplain.tables import Tables
+        from lexplain.upkeep import find_run
 
         sink = find_sink(tables)
         opened = Tables(terminal.open_session("lexplain runs"), sink)
@@ -85,7 +76,7 @@ def runs_delete_command(
     if not yes:
         typer.confirm(f"Delete the run {run!r} of {tables} and what it alone has made?", abort=True)
     with open_terminal("runs", None) as terminal:
-        from lexplain.tables import Tables
+        from lexplain.upkeep import delete_run, find_run
 
         sink = find_sink(tables)
         opened = Tables(terminal.open_session("lexplain runs"), sink)
@@ -108,7 +99,7 @@ def forget_command(
     """
     from lexplain.methods import find_method
     from lexplain.pipeline import open_run
-    from lexplain.tables import Tables
+    from lexplain.upkeep import forget_documents
 
     try:
         loaded = load_plan(plan)
@@ -149,7 +140,7 @@ def maintain_command(
     Example: lexplain maintain plan.yaml
     """
     from lexplain.schema import TABLES
-    from lexplain.tables import Tables
+    from lexplain.upkeep import drop_orphans, maintain
 
     try:
         loaded = load_plan(plan)
