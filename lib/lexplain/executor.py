@@ -159,8 +159,6 @@ class ModelCache:
             allow_pickle=task.allow_pickle,
         )  # fmt: skip
         if task.compile:
-            # Several targets go backward through one forward part; compiled code would free it after the first.
-            torch._functorch.config.donated_buffer = False
             classifier.model.compile(dynamic=True)
         self.loads += 1
         self._held[key] = classifier
@@ -290,12 +288,17 @@ def _read(
 def _explain(
     read: tuple[list[Rejection | None], Documents], task: ExplainTask, model: ModelTask, explainer: Explainer, device: str
 ) -> list[Outcome]:  # fmt: skip
+    import torch
+
     unreadable, documents = read
     key = (model.digest, device, task.precision)
     # Memory may have run out since the explainer was opened: its texts were read while others were explained.
     explainer.limit_budget(MODELS.budgets.get(key, sys.maxsize))
     before = explainer.budget_tokens
-    explained = iter(explainer.explain_documents(documents))
+    # Several targets go backward through one forward part; compiled code would free it after the first. Said here: torch
+    # keeps such settings by thread.
+    with torch._functorch.config.patch(donated_buffer=False):
+        explained = iter(explainer.explain_documents(documents))
     if explainer.budget_tokens < before:
         MODELS.budgets[key] = explainer.budget_tokens
     return [next(explained) if rejection is None else rejection for rejection in unreadable]
