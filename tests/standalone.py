@@ -138,7 +138,7 @@ class Process:
 def list_processes() -> dict[int, Process]:
     """Return the machine's processes by pid, without those that have ended and were not collected."""
     listed = subprocess.run(
-        ["ps", "-axo", "pid=,ppid=,pgid=,args="], capture_output=True, text=True, check=True, errors="replace"
+        ["ps", "-axwwo", "pid=,ppid=,pgid=,args="], capture_output=True, text=True, check=True, errors="replace"
     ).stdout
     rows = [line.split(None, 3) for line in listed.splitlines()]
     processes = [Process(int(row[0]), int(row[1]), int(row[2]), row[3]) for row in rows if len(row) == 4]
