@@ -19,13 +19,11 @@ import json
 import os
 import platform
 import random
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.contenders import BUDGET_TOKENS, TOLERANCE, Contender, Scores, list_contenders, make_explainer, run_lexplain
+from bench.machine import describe_machine
 from lexplain.calibration import MOST_REFERENCE_ERROR, SAMPLE_DOCUMENTS, SAMPLE_NODES, Calibration, fit_calibration
 from lexplain.classifier import Classifier
 from lexplain.demo import find_minilm, read_bbc_news
@@ -338,23 +337,13 @@ def find_model(cache: Path, documents: Sequence[dict[str, str]]) -> Path:
 def describe_run(
     arguments: argparse.Namespace, digest: str, peak: float, packages: Sequence[str], settings: dict[str, Any]
 ) -> dict[str, Any]:
-    def git(*words: str) -> str:
-        here = Path(__file__).parent
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False).stdout.strip()
-
-    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    names = {line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith("model name")}
-    return {
-        "machine": {
-            "cores": os.cpu_count(), "threads": torch.get_num_threads(), "cpu": ", ".join(sorted(names)),
-            "capability": torch.backends.cpu.get_cpu_capability(), "matrix_product_operations_per_second": peak,
-        },
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "commit": git("rev-parse", "HEAD") + (" with changes" if git("status", "--porcelain") else ""),
-        "model_digest": digest,
-        "settings": {name: str(value) if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-        | settings,
+    record = describe_machine(arguments, packages)
+    record["machine"] |= {
+        "threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability(),
+        "matrix_product_operations_per_second": peak,
     }  # fmt: skip
+    record["settings"] |= settings
+    return record | {"model_digest": digest}
 
 
 def run_rounds(
