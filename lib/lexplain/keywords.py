@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from lexplain.evidence import NORMALISED_SCORE, PHRASES_BY_SCORE, is_evidence, select_best_words, strip_word
 from lexplain.keys import evidence_key
 from lexplain.schema import SCORE, SCORE_SUM
-from lexplain.tables import quote_list, quote_text
+from lexplain.tables import quote_identifier, quote_list, quote_text
 
 if TYPE_CHECKING:
     from pyspark.sql import Row
@@ -54,6 +54,9 @@ JACKKNIFE_GROUPS = 20
 
 T_QUANTILE = 2.093
 """97.5 % quantile of Student's t with JACKKNIFE_GROUPS - 1 degrees of freedom."""
+
+# Documents whose best words one task adds up. The sums of so many, a million or so, fit into a task's memory.
+_TASK_DOCUMENTS = 50_000
 
 # Below three splits a standard deviation between them says next to nothing.
 _MIN_SPLITS = 3
@@ -93,23 +96,25 @@ def sum_words(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence
         counts as a score of 0), the `top_n` best occurrences count. With word_rule `sacx-2022`, words lose
         everything but letters, numbers, `_` and white space first; words left empty and scores above 1 do
         not take up one of the `top_n` places, numbers do.
-        Runs on: Spark, in one pass over the explanations of unsummed chunks; only occurrences that count are
-        shuffled, after partial sums. Source: Rönnqvist et al. 2022 and its code, from the top-N cut on.
+        Runs on: Spark, in one pass over the explanations of unsummed chunks; of each its best words are shuffled, once.
+        Source: Rönnqvist et al. 2022 and its code, from the top-N cut on.
     """
     # Both queries below must see the same chunks, or a marker could be written without its sums.
     versions = {name: _read_version(tables, name) for name in (unit.sums, "chunks", "explanations")}
     finished = _select_finished_chunks(tables, plan, corpus, explain_keys, versions, unit)
     chunks = tables.spark.sql(
-        f"SELECT explain_key, increment, sort_array(collect_list(bucket)) AS buckets FROM ({finished})"
-        " GROUP BY explain_key, increment"
+        "SELECT explain_key, increment, sort_array(collect_list(bucket)) AS buckets, sum(n_documents) AS n_documents"
+        f" FROM ({finished}) GROUP BY explain_key, increment"
     ).collect()
     if not chunks:
         return 0
-    query = _select_word_sums(tables, plan, corpus, explain_keys, versions, finished, unit)
+    tasks = math.ceil(sum(row["n_documents"] for row in chunks) / _TASK_DOCUMENTS)
+    # As a condition on columns: files without any of these chunks are not opened, and nothing is shuffled to join.
+    place = f"corpus_key = {quote_text(corpus.key)} AND ({_where_chunks(chunks)})"
+    query = _select_word_sums(tables, plan, corpus, place, finished, versions, tasks, unit)
     sums = tables.spark.sql(query).withColumnRenamed("word", unit.column)
     # In the place of sums that another job has written since: they are of the same chunks, so the same.
-    place = f"evidence_key = {quote_text(evidence_key(plan))} AND corpus_key = {quote_text(corpus.key)}"
-    tables.replace(sums, unit.sums, where=f"{place} AND ({_where_chunks(chunks)})")
+    tables.replace(sums, unit.sums, where=f"evidence_key = {quote_text(evidence_key(plan))} AND {place}")
     return sum(len(row["buckets"]) for row in chunks)
 
 
@@ -170,14 +175,24 @@ def rank_keywords(
     # An exact threshold: 0.55 * 100 is 55.00000000000001 in floating point.
     n_splits = len(set(explain_keys))
     min_splits = math.ceil(Decimal(str(plan.keywords.theta)) * n_splits)
-    documents = _select_documents(tables, plan, corpus, explain_keys, labelled, unit)
-    query = f"""
-        WITH measures AS ({_select_measures(tables, plan, corpus, explain_keys, keyword_key, test_share_ratio, unit)}),
-        candidates AS ({_select_candidates(tables, keyword_key, min_splits, unit)}),
-        classes AS ({_select_classes(documents, plan)}),
-        frequencies AS ({_select_frequencies(documents, plan)})
-        {_select_keywords(plan, keyword_key, n_splits, min_splits, signed)}"""
-    tables.replace(tables.spark.sql(query).withColumnRenamed("word", unit.column), unit.keywords, where=ours)
+    # Spark knows the size of what is cached: where the list is small it goes to the documents, whose words are then not
+    # shuffled to be compared with it.
+    candidates = tables.spark.sql(_select_candidates(tables, keyword_key, min_splits, unit)).persist()
+    view = f"candidates {unit.column} {keyword_key}"
+    candidates.createOrReplaceTempView(quote_identifier(view))
+    try:
+        candidates.count()
+        classes, words = _select_documents(tables, plan, corpus, explain_keys, labelled, unit)
+        query = f"""
+            WITH measures AS ({_select_measures(tables, plan, corpus, explain_keys, keyword_key, test_share_ratio, unit)}),
+            candidates AS (SELECT word FROM {quote_identifier(view)}),
+            classes AS ({_select_classes(classes, plan)}),
+            frequencies AS ({_select_frequencies(words, plan)})
+            {_select_keywords(plan, keyword_key, n_splits, min_splits, signed)}"""
+        tables.replace(tables.spark.sql(query).withColumnRenamed("word", unit.column), unit.keywords, where=ours)
+    finally:
+        tables.spark.catalog.dropTempView(view)
+        candidates.unpersist()
 
 
 def read_lists(tables: Tables, keyword_key: str, depth: int) -> dict[str, list[str]]:
@@ -271,28 +286,36 @@ def _policy_literal(plan: Plan) -> str:
 
 
 def _select_word_sums(
-    tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], versions: dict[str, int], finished: str,
-    unit: Unit,
-) -> str:  # fmt: skip
-    """Return the rows of the sums for the finished chunks, those without a word included."""
+    tables: Tables, plan: Plan, corpus: Staged, place: str, finished: str, versions: dict[str, int], tasks: int, unit: Unit
+) -> str:
+    """Return the rows of the sums for the chunks that the condition `place` selects, those without a word included.
+
+    `finished` is the same chunks as a query, with the numbers that mark them.
+    """
     keys = f"{quote_text(evidence_key(plan))} AS evidence_key, {quote_text(corpus.key)} AS corpus_key"
     policy = _policy_literal(plan)
     chunk = "explain_key, increment, bucket"
+    # What is added up meets in one task first, words still in arrays: partial sums, most of them of one document's
+    # word, would take many times the room. By chunk and group, no stop word makes a task longer than others.
     # Position 0 holds no word: it counts the row itself as an evidence document. NaN is the largest double in
     # Spark; without the upper bound it would pass for a score >= 0.
     return f"""
-        WITH finished AS ({finished}), evidence AS (
-            SELECT {chunk}, split, label, CAST({DOC_GROUP} AS INT) AS doc_group, token_norm,
-                {select_best_words(policy, unit.ranked)} AS best
-            FROM {tables.name("explanations")} VERSION AS OF {versions["explanations"]:d}
-            LEFT SEMI JOIN finished USING ({chunk})
-            WHERE {corpus.where_explained(explain_keys)} AND {is_evidence(policy)}
+        WITH evidence AS (
+            SELECT /*+ REPARTITION({max(1, tasks):d}, {chunk}, doc_group) */
+                {chunk}, split, label, doc_group, token_norm, best.word AS best_words, best.score AS best_scores
+            FROM (
+                SELECT {chunk}, split, label, CAST({DOC_GROUP} AS INT) AS doc_group, token_norm,
+                    {select_best_words(policy, unit.ranked)} AS best
+                FROM {tables.name("explanations")} VERSION AS OF {versions["explanations"]:d}
+                WHERE {place} AND {is_evidence(policy)}
+            )
         ), occurrences AS (
-            SELECT {chunk}, split, label, doc_group, found.word, {NORMALISED_SCORE.format("found.score")} AS score,
-                coalesce(array_position(all_words, found.word) = position, true) AS is_first
-            FROM (SELECT *, best.word AS all_words FROM evidence) LATERAL VIEW posexplode(
-                concat(array(named_struct('word', CAST(NULL AS STRING), 'start', 0, 'end', 0, 'score', 0D)), best)) AS position, found
-            WHERE found.score >= 0 AND found.score < double('Infinity')
+            SELECT {chunk}, split, label, doc_group, word, {NORMALISED_SCORE.format("found_score")} AS score,
+                position = 0 OR array_position(best_words, word) = position AS is_first
+            FROM (
+                SELECT *, if(position = 0, 0D, get(best_scores, position - 1)) AS found_score
+                FROM evidence LATERAL VIEW posexplode(concat(array(CAST(NULL AS STRING)), best_words)) AS position, word
+            ) WHERE found_score >= 0 AND found_score < double('Infinity')
         )
         SELECT {keys}, {chunk}, split, label, word, doc_group,
             count_if(is_first) AS n_documents, count(word) AS n_occurrences,
@@ -300,7 +323,7 @@ def _select_word_sums(
             CAST(sum(CAST(score * score AS {SCORE})) AS {SCORE_SUM}) AS score_square_sum
         FROM occurrences GROUP BY {chunk}, split, label, doc_group, word
         UNION ALL
-        SELECT {keys}, {chunk}, split, NULL, NULL, -1, n_documents, n_explained, 0, 0 FROM finished"""
+        SELECT {keys}, {chunk}, split, NULL, NULL, -1, n_documents, n_explained, 0, 0 FROM ({finished})"""
 
 
 # --- statistics and rules -------------------------------------------------------------------------------------
@@ -405,8 +428,8 @@ def _select_candidates(tables: Tables, keyword_key: str, min_splits: int, unit: 
 
 def _select_documents(
     tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence[str], labelled: Staged | None, unit: Unit
-) -> str:
-    """Return (labels, words): a document's classes and words, each once; a document comes once for each class."""
+) -> tuple[str, str]:
+    """Return two queries: of a class once for each of its documents, and of (class, candidate) once for each that holds it."""
     published = plan.keywords.word_rule == "sacx-2022"
     if labelled is None or unit is PHRASES:
         words = f"({unit.ranked}).word"
@@ -415,36 +438,39 @@ def _select_documents(
         counts = f"status = 'explained' AND probability > {plan.keywords.probability!r}D"
         if unit is PHRASES:
             counts = where_evidence(plan)
-        # A document has a row for each split, and the splits' models may have read different parts of it.
-        return f"""
-            SELECT array(label) AS labels, array_distinct(flatten(collect_list({words}))) AS words
-            FROM {tables.name("explanations")}
-            WHERE {corpus.where_explained(explain_keys)} AND {counts}
-            GROUP BY doc_id, label"""
+        explained = f"FROM {tables.name('explanations')} WHERE {corpus.where_explained(explain_keys)} AND {counts}"
+        # A document has a row for each split, and the splits' models may have read different parts of it. Their rows
+        # are in one file: most of what is there twice is gone before it is shuffled.
+        return (
+            f"SELECT DISTINCT doc_id, label {explained}",
+            f"""
+            SELECT DISTINCT doc_id, label, word
+            FROM (SELECT doc_id, label, explode({words}) AS word {explained}) LEFT SEMI JOIN candidates USING (word)""",
+        )
     known, words = "words", "array_distinct(words)"
     if published:
         known = "try_validate_utf8(CAST(text AS STRING))"
         words = f"array_distinct(regexp_extract_all(lower({known}), {quote_text(_VECTORIZER_WORD)}, 0))"
-    return f"""
-        SELECT array_distinct(labels) AS labels, {words} AS words FROM {tables.name("staged")}
-        WHERE {labelled.where} AND {known} IS NOT NULL"""
+    documents = f"FROM {tables.name('staged')} WHERE {labelled.where} AND {known} IS NOT NULL"
+    return (
+        f"SELECT explode(array_distinct(labels)) AS label {documents}",
+        f"""
+        SELECT label, word FROM (
+            SELECT array_distinct(labels) AS labels, explode({words}) AS word {documents}
+        ) LEFT SEMI JOIN candidates USING (word) LATERAL VIEW explode(labels) AS label""",
+    )
 
 
-def _select_classes(documents: str, plan: Plan) -> str:
-    return f"""
-        SELECT label, count(*) AS n_documents FROM (SELECT explode(labels) AS label FROM ({documents}))
-        WHERE {_only_labels(plan)} GROUP BY label"""
+def _select_classes(classes: str, plan: Plan) -> str:
+    """Return (label, n_documents)."""
+    return f"SELECT label, count(*) AS n_documents FROM ({classes}) WHERE {_only_labels(plan)} GROUP BY label"
 
 
-def _select_frequencies(documents: str, plan: Plan) -> str:
+def _select_frequencies(words: str, plan: Plan) -> str:
     """Return (word, counts): for each candidate the classes that hold it (label, n, share), by label."""
-    # Joined before they are shuffled: most words of a large corpus are no candidates.
     return f"""
         WITH counted AS (
-            SELECT label, word, count(*) AS n
-            FROM (SELECT labels, explode(words) AS word FROM ({documents})) LEFT SEMI JOIN candidates USING (word)
-            LATERAL VIEW explode(labels) AS label
-            WHERE {_only_labels(plan)} GROUP BY label, word
+            SELECT label, word, count(*) AS n FROM ({words}) WHERE {_only_labels(plan)} GROUP BY label, word
         ), shares AS (
             SELECT word, struct(label, n, n / n_documents AS share) AS class FROM counted JOIN classes USING (label)
         )
@@ -474,7 +500,9 @@ def _select_keywords(plan: Plan, keyword_key: str, n_splits: int, min_splits: in
             SELECT *, CASE WHEN broken IS NULL AND {max_classes} THEN 'max_classes' ELSE broken END AS broken_rule
             FROM (SELECT *, count_if(broken IS NULL) OVER (PARTITION BY word) AS n_classes FROM judged)
         ), ranked AS (
-            SELECT *, row_number() OVER (PARTITION BY label, broken_rule ORDER BY score_mean DESC, word) AS position
+            -- what is dropped already has no place, and most words are: each stands alone, in whichever task
+            SELECT *, row_number() OVER (PARTITION BY label, if(broken_rule IS NULL, NULL, word) ORDER BY score_mean DESC, word)
+                AS position
             FROM spread
         ), decided AS (
             SELECT *, CASE WHEN broken_rule IS NULL AND {beyond_top} THEN 'beyond_top' ELSE broken_rule END AS drop_reason

@@ -39,8 +39,8 @@ def select_sums(plan: Plan, explain_keys: Sequence[str]) -> str:
         WITH evidence AS (
             SELECT explain_key, increment, bucket, split, label, token_norm,
                 CAST(CAST('0x' || right(text_digest, 8) AS BIGINT) % {JACKKNIFE_GROUPS} AS INT) AS doc_group,
-                list_transform(words[1:{rules.top_n}], w -> w.word) AS best,
-                list_transform(words[1:{rules.top_n}], w -> w.score) AS scores
+                list_transform(words[1:{rules.top_n}], lambda w: w.word) AS best,
+                list_transform(words[1:{rules.top_n}], lambda w: w.score) AS scores
             FROM explanations
             WHERE status = 'explained' AND probability > {rules.probability} AND explain_key IN ({keys})
         ), found AS (
@@ -89,7 +89,7 @@ def select_keywords(plan: Plan, splits: int, min_splits: int) -> str:
         ), candidates AS MATERIALIZED (
             SELECT DISTINCT word FROM by_split WHERE n_selected >= {min_splits}
         ), documents AS (
-            SELECT label, doc_id, list_transform(words, w -> w.word) AS words FROM explanations
+            SELECT label, doc_id, list_transform(words, lambda w: w.word) AS words FROM explanations
             WHERE status = 'explained' AND probability > {rules.probability}
         ), classes AS (
             SELECT label, count(DISTINCT doc_id) AS size FROM documents GROUP BY label
@@ -144,14 +144,15 @@ def run_rival(
     out.mkdir(parents=True, exist_ok=True)
     listed = ", ".join(f"'{name}'" for name in files)
     connection.execute(f"CREATE OR REPLACE VIEW explanations AS SELECT * FROM read_parquet([{listed}])")
-    connection.execute(f"CREATE OR REPLACE VIEW sums AS SELECT * FROM read_parquet('{out / 'sums.parquet'}')")
     record: dict[str, Any] = {}
     for name, query in {
         "sums": select_sums(plan, explain_keys),
         "keywords": select_keywords(plan, len(explain_keys), min_splits),
     }.items():
+        path = f"'{out / name}.parquet'"
         started = time.perf_counter()
-        connection.execute(f"COPY ({query}) TO '{out / name}.parquet' (FORMAT parquet, COMPRESSION snappy)")
+        connection.execute(f"COPY ({query}) TO {path} (FORMAT parquet, COMPRESSION snappy)")
         record[f"{name}_seconds"] = time.perf_counter() - started
         record[f"{name}_plan"] = connection.execute(f"EXPLAIN {query}").fetchall()[0][1]
+        connection.execute(f"CREATE OR REPLACE VIEW {name} AS SELECT * FROM read_parquet({path})")
     return record
