@@ -9,7 +9,7 @@ BROWSER_READY := $(VENV)/.browser-ready
 PIP := $(BIN)/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-core test-spark test-slow test-cluster test-browser test-gpu test-platform lint bench bench-methods clean
+.PHONY: help setup demo test test-core test-spark test-slow test-cluster test-browser test-gpu test-platform lint bench bench-methods bench-scale clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -86,5 +86,9 @@ bench-methods: $(BENCH_READY)  ## what the methods cost and promise, hours; one 
 	@for part in newsgroups bars tolerance 'tolerance --on newsgroups' ablation 'ablation --on newsgroups' methods 'methods --on newsgroups'; do \
 	  echo "bench.$$part"; PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit 1; done
 
+bench-scale: $(BENCH_READY)  ## explanations to keywords beside DuckDB, to 100 million word rows, and files that queries read; an hour, 10 GB
+	@PYTHONPATH=tests $(BIN)/python -m bench.aggregation $(BENCH)
+	@PYTHONPATH=tests $(BIN)/python -m bench.layout
+
 clean:  ## remove the environments and the demo's folder
-	rm -rf $(VENV) $(PLATFORM) lexplain-demo
+	rm -rf $(VENV) $(PLATFORM) lexplain-demo bench-scale bench-layout

@@ -121,7 +121,7 @@ class Tables:
         layout += f" PARTITIONED BY ({', '.join(table.partition)})" if table.partition else ""
         # As properties the constraints come with the table's first commit; ALTER TABLE would make one for each.
         properties = {f"delta.constraints.{name}": condition for name, condition in table.checks.items()}
-        properties["lexplain.schemaVersion"] = str(SCHEMA_VERSION)
+        properties |= {**table.properties, "lexplain.schemaVersion": str(SCHEMA_VERSION)}
         self.spark.sql(
             f"CREATE TABLE IF NOT EXISTS {self.name(table.name)} ({columns}) USING delta{layout}"
             f" COMMENT {quote_text(table.comment)}"

@@ -27,7 +27,12 @@ def connect(scratch: Path, *, threads: int, memory: str) -> DuckDBPyConnection:
     import duckdb
 
     scratch.mkdir(parents=True, exist_ok=True)
-    settings = {"threads": threads, "memory_limit": memory, "temp_directory": str(scratch), "preserve_insertion_order": False}
+    settings = {
+        "threads": threads,
+        "memory_limit": memory,
+        "temp_directory": str(scratch),
+        "preserve_insertion_order": False,
+    }
     return duckdb.connect(config=settings)
 
 
@@ -129,7 +134,12 @@ def select_keywords(plan: Plan, splits: int, min_splits: int) -> str:
 
 
 def run_rival(
-    connection: DuckDBPyConnection, files: Sequence[str], out: Path, plan: Plan, explain_keys: Sequence[str], min_splits: int
+    connection: DuckDBPyConnection,
+    files: Sequence[str],
+    out: Path,
+    plan: Plan,
+    explain_keys: Sequence[str],
+    min_splits: int,
 ) -> dict[str, Any]:
     """Write sums and keywords as Parquet; return what each took, and the plans.
 

@@ -120,7 +120,9 @@ def read_queries(folder: Path) -> list[Query]:
 
 
 def _measure_stage(stage: dict[str, Any]) -> dict[str, float]:
-    found = {each["Name"]: float(each["Value"]) for each in stage["Accumulables"] if each["Name"].startswith("internal.")}
+    found = {
+        each["Name"]: float(each["Value"]) for each in stage["Accumulables"] if each["Name"].startswith("internal.")
+    }
     figures = {name: found.get(metric, 0.0) * unit for name, (metric, unit) in _STAGE.items()}
     seconds = (stage["Completion Time"] - stage["Submission Time"]) / 1e3
     return {"stage": stage["Stage ID"], "tasks": stage["Number of Tasks"], "seconds": seconds} | figures
@@ -128,7 +130,8 @@ def _measure_stage(stage: dict[str, Any]) -> dict[str, float]:
 
 def _list_scans(number: int, plan: dict[str, Any], metrics: dict[int, tuple[int, str, str]]) -> None:
     if "Scan" in plan["nodeName"]:
-        table = plan.get("metadata", {}).get("Location", plan["nodeName"])
+        # as PreparedDeltaFileIndex(1 paths)[file:/sink/keywords]
+        table = plan.get("metadata", {}).get("Location", plan["nodeName"]).rstrip("]").rpartition("/")[2]
         for metric in plan["metrics"]:
             if metric["name"] in ("number of files read", "size of files read"):
                 metrics[metric["accumulatorId"]] = (number, table, metric["name"])

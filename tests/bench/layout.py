@@ -46,7 +46,14 @@ def write_tables(tables: Tables, shape: Shape) -> None:
     sum_words(tables, plan, corpus, shape.explain_keys)
     for name in ["asked", *(f"other {number}" for number in range(OTHER_RUNS))]:
         rank_keywords(
-            tables, plan, corpus, shape.explain_keys, keyword_key=name, labelled=None, test_share_ratio=None, signed=True
+            tables,
+            plan,
+            corpus,
+            shape.explain_keys,
+            keyword_key=name,
+            labelled=None,
+            test_share_ratio=None,
+            signed=True,
         )
 
 
@@ -74,9 +81,20 @@ def ask(spark: SparkSession, queries: dict[str, str], phase: str) -> dict[str, d
 
 
 def describe_files(tables: Tables) -> dict[str, dict[str, int]]:
-    """Return files and bytes of each table."""
-    rows = {name: tables.spark.sql(f"DESCRIBE DETAIL {tables.name(name)}").collect()[0] for name in OPTIMISED}
-    return {name: {"files": row["numFiles"], "bytes": row["sizeInBytes"]} for name, row in rows.items()}
+    """Return files and bytes of each table, and of the commits in its log."""
+    found = {}
+    for name in OPTIMISED:
+        row = tables.spark.sql(f"DESCRIBE DETAIL {tables.name(name)}").collect()[0]
+        assert tables.folder is not None
+        commits = list((tables.folder / name / "_delta_log").glob("*.json"))
+        log_bytes = sum(path.stat().st_size for path in commits)
+        found[name] = {
+            "files": row["numFiles"],
+            "bytes": row["sizeInBytes"],
+            "commits": len(commits),
+            "log_bytes": log_bytes,
+        }
+    return found
 
 
 def measure(spark: SparkSession, tables: Tables, shape: Shape, label: str) -> dict[str, Any]:
@@ -120,6 +138,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Measure, write the JSON file, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--word-rows", type=int, default=10_000_000)
+    parser.add_argument("--file-mib", type=int, default=16, help="OPTIMIZE makes files of this size (default: 16)")
     parser.add_argument("--label", default="class 03", help="the class that is asked for")
     parser.add_argument("--folder", type=Path, default=Path("bench-layout"), help="tables; removed first")
     parser.add_argument("--out", type=Path, default=Path("bench-layout.json"), help="the figures, as JSON")
@@ -128,9 +147,11 @@ def main(words: Sequence[str] | None = None) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     log = folder / "events"
     record = describe_machine(arguments, ["pyspark", "delta-spark"])
-    spark = open_session(
-        "lexplain benchmark of layout", master="local[2]", settings={"spark.driver.memory": "4g", **make_log_settings(log)}
-    )
+    file_bytes = str(arguments.file_mib * 2**20)
+    spark = open_session("lexplain benchmark of layout", master="local[2]", settings={
+        "spark.driver.memory": "4g", "spark.databricks.delta.optimize.maxFileSize": file_bytes,
+        "spark.databricks.delta.optimize.minFileSize": file_bytes, **make_log_settings(log),
+    })  # fmt: skip
     try:
         tables = Tables(spark, make_plan(str(folder / "tables"), make_shape(1)).sink)
         tables.create()

@@ -105,10 +105,14 @@ def write_chunks(tables: Tables, plan: Plan, shape: Shape, buckets: range, tasks
     """
     key = corpus_key(plan.corpus)
     make = functools.partial(_make_batches, shape=shape, key=key, schema=EXPLANATIONS)
-    rows = tables.spark.range(buckets.start, buckets.stop, 1, len(buckets)).mapInArrow(make, TABLES["explanations"].schema)
+    rows = tables.spark.range(buckets.start, buckets.stop, 1, len(buckets)).mapInArrow(
+        make, TABLES["explanations"].schema
+    )
     if tasks is not None:
         rows = rows.repartition(tasks, "text_digest")
-    place = f"corpus_key = {quote_text(key)} AND increment = 0 AND bucket BETWEEN {buckets.start} AND {buckets.stop - 1}"
+    place = (
+        f"corpus_key = {quote_text(key)} AND increment = 0 AND bucket BETWEEN {buckets.start} AND {buckets.stop - 1}"
+    )
     tables.replace(rows, "explanations", where=place)
 
 
@@ -160,7 +164,9 @@ def _draw_ranks(rng: np.random.Generator, count: int, size: int) -> NDArray[np.i
     return np.minimum(np.exp(rng.random(count) * math.log(size + 1)).astype(np.int64) - 1, size - 1)
 
 
-def _make_batches(batches: Iterator[pa.RecordBatch], shape: Shape, key: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _make_batches(
+    batches: Iterator[pa.RecordBatch], shape: Shape, key: str, schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
     """Yield a chunk's explanations as one batch; a chunk is drawn the same wherever it is made."""
     for batch in batches:
         for bucket in batch.column(0).to_pylist():
@@ -250,7 +256,9 @@ def _make_column(
         "label_rank": lambda: pa.array(rows["label_rank"]),
         "probability": lambda: pa.array(rows["probability"], mask=~explained),
         "token_norm": lambda: pa.array(found["norm"], mask=~explained),
-        "words": lambda: pa.ListArray.from_arrays(pa.array(found["offsets"], pa.int32()), _make_words(shape, found, field)),
+        "words": lambda: pa.ListArray.from_arrays(
+            pa.array(found["offsets"], pa.int32()), _make_words(shape, found, field)
+        ),
     }
     if field.name in made:
         return made[field.name]().cast(field.type)
@@ -270,5 +278,6 @@ def _make_words(shape: Shape, found: dict[str, NDArray[Any]], field: pa.Field) -
     ends = found["start"] + pa.compute.utf8_length(words).to_numpy()
     kinds = field.type.value_type
     return pa.StructArray.from_arrays(
-        [words, pa.array(found["start"], pa.int32()), pa.array(ends, pa.int32()), pa.array(found["score"])], fields=list(kinds)
+        [words, pa.array(found["start"], pa.int32()), pa.array(ends, pa.int32()), pa.array(found["score"])],
+        fields=list(kinds),
     )

@@ -35,7 +35,7 @@ def test_spark_and_duckdb_make_the_same_tables(figures: tuple[dict[str, Any], di
     found = size["results"]
     assert found["sums_rows"] > 5_000
     assert found["keywords_rows"] > 2_000
-    assert found["kept"] > 50
+    assert found["kept"] > 20
     assert (found["sums_differing"], found["keywords_differing"], found["keywords_doubles_differing"]) == (0, 0, 0)
 
 
@@ -44,13 +44,15 @@ def test_words_are_cut_before_they_are_shuffled_and_no_row_passes_through_python
 ) -> None:
     record, plans = figures
     for name in ("sums", "keywords"):
-        assert "Python" not in plans[f"spark-{name}.txt"]
-        assert "MapIn" not in plans[f"spark-{name}.txt"]
-        assert "Parquet" in plans[f"spark-{name}.txt"] or "delta" in plans[f"spark-{name}.txt"]
+        plan = plans[f"spark-{name}.txt"]
+        assert "Parquet" in plan or "Scan parquet" in plan
+        assert not re.search("Python|MapIn|Pandas", plan)
+        shuffled = re.findall(r"\) Exchange\s*\nInput \[\d+\]: \[(.*?)\]\n", plan)
+        assert shuffled
+        assert not [columns for columns in shuffled if re.search(r"\b(words|spans|text)#", columns)]
+    assert any(
+        "best_words#" in columns for columns in re.findall(r"\) Exchange\s*\nInput (.*)", plans["spark-sums.txt"])
+    )
     (size,) = record["sizes"]
-    rows = size["written"]["rows"]
-    # What is shuffled of a document are its best words at most, and a few rows a chunk.
-    assert 0 < size["spark"]["sums"]["shuffle_write_rows"] < 21 * rows + 1000
-    sums = plans["spark-sums.txt"]
-    cut, shuffled = (min(found.start() for found in re.finditer(what, sums)) for what in ("slice", "Exchange"))
-    assert cut > shuffled  # a plan is read upwards
+    # A row an explanation, and a few a chunk: its best words are in arrays.
+    assert 0 < size["spark"]["sums"]["shuffle_write_rows"] <= size["written"]["rows"] + 100
