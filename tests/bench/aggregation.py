@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlparse
 
 from bench.duckdb_rival import connect, run_rival
 from bench.events import make_log_settings, read_heap_peak, read_java, read_queries, summarise
-from bench.machine import describe_machine, read_load
+from bench.machine import describe_machine, read_cpu_seconds, read_load
 from bench.zipf import Shape, make_plan, make_shape, write_explanations
 from lexplain.corpus import Staged
 from lexplain.keys import corpus_key
@@ -67,7 +67,7 @@ def list_files(tables: Tables, table: str) -> list[str]:
 
 
 def run_spark(spark: SparkSession, tables: Tables, corpus: Staged, shape: Shape) -> dict[str, float]:
-    """Make the keyword tables anew as a job does; return the seconds of each stage."""
+    """Make the keyword tables anew as a job does; return the seconds of each stage, and what the JVM had of the cores."""
     for name in ("word_sums", "word_statistics", "keywords"):
         spark.sql(f"DELETE FROM {tables.name(name)}")
     plan, keys = make_plan(str(tables.folder), shape), shape.explain_keys
@@ -77,13 +77,15 @@ def run_spark(spark: SparkSession, tables: Tables, corpus: Staged, shape: Shape)
             tables, plan, corpus, keys, keyword_key=KEYWORD_KEY, labelled=None, test_share_ratio=None, signed=True
         )
 
+    jvm: int = spark.sparkContext._gateway.proc.pid
     seconds = {}
+    used = read_cpu_seconds(jvm)
     for name, work in {"sums": lambda: sum_words(tables, plan, corpus, keys), "keywords": rank}.items():
         spark.sparkContext.setJobDescription(f"{name} {shape.documents}")
         started = time.perf_counter()
         work()
         seconds[f"{name}_seconds"] = time.perf_counter() - started
-    return seconds
+    return seconds | {"cpu_seconds": read_cpu_seconds(jvm) - used}
 
 
 def compare(connection: DuckDBPyConnection, tables: Tables, out: Path) -> dict[str, Any]:
@@ -140,6 +142,7 @@ def measure(spark: SparkSession, shape: Shape, folder: Path, connection: DuckDBP
     for side in ("spark", "duckdb"):
         record[side]["seconds"] = sum(record[side][f"{name}_seconds"] for name in STAGES)
     record["times_duckdb"] = record["spark"]["seconds"] / record["duckdb"]["seconds"]
+    record["times_duckdb_cpu"] = record["spark"]["cpu_seconds"] / record["duckdb"]["cpu_seconds"]
     return record
 
 
@@ -167,16 +170,21 @@ def write_plans(record: dict[str, Any], folder: Path) -> None:
 
 
 def print_table(sizes: Sequence[dict[str, Any]]) -> None:
-    """Print a line a size."""
-    print("   word rows  Spark s (sums + keywords)  DuckDB s (sums + keywords)  times DuckDB  differing rows")
+    """Print a line a size; seconds are of sums + keywords, then of the cores."""
+    print(
+        "   word rows   Spark s                     DuckDB s                    times DuckDB  of the cores  differing rows"
+    )
     for size in sizes:
-        spark, duck, results = size["spark"], size["duckdb"], size["results"]
+        results = size["results"]
         differing = results["sums_differing"] + results["keywords_differing"] + results["keywords_doubles_differing"]
+        cells = [
+            f"{size[side]['seconds']:7.1f} ({size[side]['sums_seconds']:.1f} + {size[side]['keywords_seconds']:.1f};"
+            f" {size[side]['cpu_seconds']:.1f})" for side in ("spark", "duckdb")
+        ]  # fmt: skip
         print(
-            f"{size['written']['word_rows']:12,}  {spark['seconds']:7.1f} ({spark['sums_seconds']:.1f} + {spark['keywords_seconds']:.1f})"
-            f"  {duck['seconds']:14.1f} ({duck['sums_seconds']:.1f} + {duck['keywords_seconds']:.1f})"
-            f"  {size['times_duckdb']:16.2f}  {differing:14}"
-        )  # fmt: skip
+            f"{size['written']['word_rows']:12,}  {cells[0]:27} {cells[1]:27} {size['times_duckdb']:12.2f}"
+            f"  {size['times_duckdb_cpu']:12.2f}  {differing:14}"
+        )
 
 
 def read_arguments(words: Sequence[str] | None) -> argparse.Namespace:

@@ -17,6 +17,12 @@ def read_load() -> float:
     return os.getloadavg()[0]
 
 
+def read_cpu_seconds(process: int) -> float:
+    """Return the seconds that a process has had a core, all of its threads together: what others do hardly counts."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def describe_machine(arguments: argparse.Namespace, packages: Sequence[str]) -> dict[str, Any]:
     """Return machine, versions, commit and settings."""
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
