@@ -286,7 +286,14 @@ def _policy_literal(plan: Plan) -> str:
 
 
 def _select_word_sums(
-    tables: Tables, plan: Plan, corpus: Staged, place: str, finished: str, versions: dict[str, int], tasks: int, unit: Unit
+    tables: Tables,
+    plan: Plan,
+    corpus: Staged,
+    place: str,
+    finished: str,
+    versions: dict[str, int],
+    tasks: int,
+    unit: Unit,
 ) -> str:
     """Return the rows of the sums for the chunks that the condition `place` selects, those without a word included.
 
