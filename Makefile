@@ -65,10 +65,10 @@ $(PLATFORM)/%/.ready: tests/platform/%.txt
 	@$(PLATFORM)/$*/bin/pip --disable-pip-version-check install --quiet --requirement $<
 	@touch $@
 
-test-platform: $(READY) $(PLATFORM)/tools/.ready $(PLATFORM)/airflow/.ready  ## deploy/ without the platforms: schemas, Airflow, the image's steps, a standalone cluster
+test-platform: $(READY) $(PLATFORM)/tools/.ready $(PLATFORM)/airflow/.ready $(PLATFORM)/readers/.ready  ## deploy/ without the platforms: schemas, Airflow, the image's steps, a standalone cluster; readers without Spark
 	@cd tests/platform && $(CURDIR)/$(PLATFORM)/tools/bin/python -m pytest test_databricks.py test_dockerfile.py test_kubernetes.py
 	@cd tests/platform && $(CURDIR)/$(PLATFORM)/airflow/bin/python -m pytest test_airflow.py
-	@cd tests/platform && $(CURDIR)/$(BIN)/python -m pytest test_discovery.py test_settings.py test_image.py test_standalone.py
+	@cd tests/platform && $(CURDIR)/$(BIN)/python -m pytest test_discovery.py test_settings.py test_image.py test_standalone.py test_readers.py
 
 lint: $(READY)  ## ruff and mypy
 	@$(BIN)/ruff check lib jobs deploy tests
