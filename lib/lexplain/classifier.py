@@ -14,13 +14,11 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -33,7 +31,7 @@ from transformers import (
 
 import lexplain.textcnn  # noqa: F401  # registers its folders with the auto classes
 from lexplain.errors import ModelError
-from lexplain.model_store import ProblemType, read_outputs
+from lexplain.model_store import ProblemType, check_index, read_outputs
 
 FAMILIES = "BERT, RoBERTa, XLM-R, DistilBERT, ELECTRA, ALBERT, DeBERTa-v2, ModernBERT and TextCNN"
 """Families verified to give the same logits from embeddings as from ids."""
@@ -43,10 +41,6 @@ PARITY_TOLERANCE = 1e-4
 
 # Where the families keep their layers, below the base model; ALBERT's is one, called time and again.
 _LAYERS = ("encoder.layer", "transformer.layer", "layers", "encoder.albert_layer_groups")
-
-_LOADING_ERRORS = (
-    OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError, UnpicklingError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +174,7 @@ class Classifier:
                 output_loading_info=True,
                 **local,
             )
-        except _LOADING_ERRORS as error:
+        except Exception as error:  # whatever transformers stumbles over is this folder's
             raise ModelError(
                 f"model={str(folder)!r} cannot be loaded: {_first_line(error)}. There would be nothing to "
                 f"explain. Write the folder of a sequence classifier with a fast tokenizer, as "
@@ -440,14 +434,7 @@ class Classifier:
                 batch = self.collate(group)
                 from_ids = self._forward({"input_ids": batch.ids, "attention_mask": batch.mask.long()})
                 logits += [from_ids, self.logits(self.embed(batch.ids), batch.mask, None)]
-        except (
-            TypeError,
-            ValueError,
-            RuntimeError,
-            NotImplementedError,
-            IndexError,
-            AttributeError,
-        ) as error:
+        except Exception as error:  # whatever a network stumbles over is its own
             raise _refuse_family(folder, family, _first_line(error)) from error
         alone = torch.cat([logits[0], logits[2]])
         for found in (torch.cat([logits[1], logits[3]]), logits[4], logits[5]):
@@ -463,7 +450,13 @@ def _has_safetensors(folder: Path, allow_pickle: bool) -> bool:
             f"model={str(folder)!r} must be a folder with a config.json. Its name would have been looked up "
             f"on the internet. Write the folder of a model, as save_pretrained() makes it."
         )
+    if (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"model={str(folder)!r} must have no adapter_config.json. Its adapter would have been added where peft is "
+            "installed, and passed over elsewhere. Merge it with merge_and_unload(), and save the model."
+        )
     if any(folder.glob("*.safetensors")):
+        check_index(folder)
         return True
     if allow_pickle:
         return False

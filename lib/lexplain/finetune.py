@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from lexplain.classifier import Classifier
 from lexplain.errors import CorpusError, ModelError
 from lexplain.frozen_encoder import FEATURES_VERSION, compute_features, encoder_replaced
-from lexplain.model_store import digest_folder
+from lexplain.model_store import check_index, digest_folder
 from lexplain.plan import LEARNING_RATES
 
 RECORD_FILE = "fine_tuning.json"
@@ -425,6 +425,7 @@ def _load(base: Path, label_names: Sequence[str], multi_label: bool) -> tuple[An
             f"base={str(base)!r} must hold its weights as *.safetensors. Loading a pickle runs whatever code it "
             "carries, on every executor. Save the model anew with save_pretrained, which writes safetensors."
         )
+    check_index(base)
     try:
         config = AutoConfig.from_pretrained(
             base,

@@ -200,6 +200,28 @@ def read_config(folder: str, *, explained: bool) -> SimpleNamespace | None:
     return SimpleNamespace(**(named if explained else named | {"problem_type": None}))
 
 
+def check_index(folder: Path) -> None:
+    """Refuse an index of weights by which transformers would read other files: it unpickles what is no safetensors file.
+
+    Args:
+        folder: Local folder of a model, whose index there may be.
+
+    Raises:
+        ModelError: The index names other files.
+    """
+    index = folder / "model.safetensors.index.json"
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values()) if index.is_file() else set()
+        sound = all(Path(name).name == name and name.endswith(".safetensors") for name in names)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        sound = False
+    if not sound:
+        raise ModelError(
+            f"model={str(folder)!r}: model.safetensors.index.json must name safetensors files of its own folder. Files from "
+            "elsewhere would have been read, and pickles opened. Save the model anew with save_pretrained()."
+        )
+
+
 def check_folder(field: str, folder: str, *, max_tokens: int, explained: bool, allow_pickle: bool) -> Iterator[Problem]:
     """Yield what is wrong with a local model folder, as far as its file names and JSON files tell.
 
@@ -384,5 +406,7 @@ def _flatten(names: Mapping[str, str], source: str) -> dict[str, str]:
     pickled = not any(name.endswith(".safetensors") for name in flat)
     patterns = _CHECKPOINT_FILES + (_PICKLE_FILES if pickled else ())
     return {
-        name: path for name, path in flat.items() if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+        name: path
+        for name, path in flat.items()
+        if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns) and not name.endswith((".pkl", ".pickle"))
     }
