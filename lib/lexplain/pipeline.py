@@ -40,7 +40,10 @@ def tracking_uri(plan: Plan) -> str | None:
     """Return where MLflow keeps runs; None when the plan has MLflow off."""
     if not plan.mlflow.enabled:
         return None
-    return plan.mlflow.tracking_uri or f"sqlite:///{plan.sink.path}/mlflow.db"
+    folder = str(plan.sink.path)
+    for sign in "%?#":  # in a URI they are no part of a path
+        folder = folder.replace(sign, f"%{ord(sign):02X}")
+    return plan.mlflow.tracking_uri or f"sqlite:///{folder}/mlflow.db"
 
 
 @dataclass
