@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +124,25 @@ def test_log_grows_when_its_name_comes_again(tmp_path: Path):
         with divert_chatter(tmp_path / "a.log"):
             os.write(1, b"once\n")
     assert (tmp_path / "a.log").read_bytes() == b"once\n" * 2
+
+
+def test_no_secret_reaches_the_log_whoever_writes_it(tmp_path: Path):
+    """The JVM and the workers inherit the descriptors; a part of a line waits for the rest."""
+    with divert_chatter(tmp_path / "a.log"):
+        os.write(1, b"WARN cannot list https://me:hid")
+        os.write(2, b"den@host/x?sig=hidden\n\xff\xfe broken")
+        subprocess.run(["sh", "-c", "echo ' PASSWORD=hidden'; printf unfinished"], check=True)
+        logging.getLogger("x").warning("retrying %s", "ftp://me:hidden@host")
+        child = subprocess.Popen(["sh", "-c", "read line; echo later s3://me:hidden@b"], stdin=subprocess.PIPE)
+    before = (tmp_path / "a.log").read_bytes()
+    assert before.startswith(b"WARN cannot list https://***@host/x?sig=***\n\xff\xfe broken PASSWORD=***\nunfinished")
+    assert b"retrying ftp://***@host" in before
+    child.communicate(b"go\n")  # a JVM that outlives the command writes on
+    deadline = time.monotonic() + 30
+    while b"later s3://***@b" not in (tmp_path / "a.log").read_bytes():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert b"hidden" not in (tmp_path / "a.log").read_bytes()
 
 
 def test_reader_that_goes_away_leaves_the_descriptors_as_they_were(tmp_path: Path):
