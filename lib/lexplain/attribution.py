@@ -438,9 +438,12 @@ def select_owed(
         )  # fmt: skip
         staged = staged.join(trained, "text_digest", "left")
         staged = staged.selectExpr("*", "coalesce(in_training, FALSE) AS trainable")
+    # More bytes than the characters that are allowed can have: a batch of such texts would fill a worker's memory.
+    too_long = f"octet_length(text) > {4 * plan.text.max_characters:d}"
     owed = ", ".join(f"CASE WHEN {model.held_out(plan)} THEN {model.split} END" for model in models)
     return staged.selectExpr(
-        "corpus_key", "increment", "bucket", "doc_id", "text", "text_digest", "labels", "defect",
+        "corpus_key", "increment", "bucket", "doc_id", f"CASE WHEN NOT {too_long} THEN text END AS text", "text_digest", "labels",
+        f"CASE WHEN defect IS NULL AND {too_long} THEN 'too_long' ELSE defect END AS defect",
         f"array_compact(array({owed})) AS splits",
     )  # fmt: skip
 
