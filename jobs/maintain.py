@@ -1,4 +1,4 @@
-"""The upkeep of a sink as a job of its own: spark-submit jobs/maintain.py PLAN.yaml."""
+"""The upkeep of a sink as a job of its own: spark-submit jobs/maintain.py --tables PLACE."""
 
 from __future__ import annotations
 

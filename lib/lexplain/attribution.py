@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lexplain.corpus import Staged
+from lexplain.devices import on_task_device, task_device
 from lexplain.errors import AccountingError, ExplainError, LimitError, ModelError, WorkerError
 from lexplain.executor import (
     ExplainTask,
     ModelTask,
-    choose_device,
     describe_device,
     explain_batches,
     open_explainer,
@@ -40,6 +40,11 @@ _TASK_DOCUMENTS = 32
 STATUSES = ("explained", "no_label", "settled", "rejected")
 
 
+# What a text is rejected for by itself is so on any machine. A defect of its row is one of these, too.
+_BY_TEXT = ("null_text", "empty_text", "no_words", "too_long", "malformed_row", "invalid_utf8", "lone_surrogate")
+_RETRIED = f"(status = 'rejected' AND reason NOT IN ({quote_list(_BY_TEXT)}))"
+
+
 class Progress(Protocol):
     """Where a stage reports how far it is."""
 
@@ -51,13 +56,6 @@ class Progress(Protocol):
 
     def finish(self, summary: str) -> None:
         """The stage is over."""
-
-
-class DeviceWork(Protocol):
-    """What executors do with Arrow batches, once they know their device."""
-
-    def __call__(self, batches: Iterator[pa.RecordBatch], /, *, device: str) -> Iterator[pa.RecordBatch]:
-        """Yield what is made of the batches."""
 
 
 @dataclass(frozen=True)
@@ -173,30 +171,19 @@ class Attribution:
         pending = self._find_pending()
         planned, counts = self._count_planned(), self.count_statuses()
         missing = sum(row["n_documents"] for row in pending)
-        started = time.monotonic()
         progress.start("attribute", planned, "pairs", planned - missing)
         self._check_rejected(counts, planned)
-        device = None
-        explaining_since = started
-        models, explained, begun = self.models, 0, False
-        if pending:
-            device = _check_models(self.tables.spark, self.plan, self.find_method, models)
-            models = self.prepare(models)
-            explaining_since = time.monotonic()
-            progress.start("attribute", planned, "pairs", planned - missing)
-        # Not for the preparation, and for no stage before or after: only this one's tasks give signs of life.
-        with stop_silent_workers(self.tables.spark, self.plan.execution.idle_timeout_seconds):
-            for wave in split_waves(models, self.plan):
-                for increment, bucket, owed in _group_chunks(pending, wave):
-                    if begun:  # a start makes at least one chunk, or it would never get on
-                        self._check_hours((time.monotonic() - started) / 3600)
-                    made, begun = self._explain_chunk(wave, increment, bucket), True
-                    counts = {status: counts[status] + made[status] for status in STATUSES}
-                    explained += made["explained"]
-                    progress.advance(owed)
-                    self._check_rejected(counts, planned)
+        work = _Work(self, progress)
+        for wave, chunk, owed in work.walk(
+            pending, lambda: progress.start("attribute", planned, "pairs", planned - missing)
+        ):
+            made = self._explain_chunk(wave, *chunk)
+            counts = {status: counts[status] + made[status] for status in STATUSES}
+            work.explained += made["explained"]
+            progress.advance(owed)
+            self._check_rejected(counts, planned)
         progress.finish(f"{planned} (model, document) pairs, {missing} made now")
-        return Explained(device, explained, time.monotonic() - explaining_since)
+        return Explained(work.device, work.explained, work.seconds)
 
     def count_documents(self) -> dict[str, int]:
         """Return (model, document) pairs by status, checked against the ledger.
@@ -290,36 +277,33 @@ class Attribution:
         documents = self._read(models, place).where("size(splits) > 0")
         return self._commit_chunk(models, (increment, bucket), documents, owed)
 
-    def retry_rejected(self, progress: Progress) -> Explained:
+    def retry_rejected(self, progress: Progress) -> None:
         """Explain rejected documents again, in the place of their rejections; a chunk is one commit, as before.
+
+        Those whose text is the reason stay as they are.
 
         Raises:
             ModelError: Executors cannot load a model; before the first task.
             AccountingError: A chunk's rows are not those that the ledger owes; they are not committed.
             TableError: Other jobs' commits came in between time and again.
+            LimitError: A limit of the plan was passed; what was committed stays.
+            WorkerError: A worker hung each time that its task was tried.
         """
+        where = f"{self._where} AND {_RETRIED}"
         rejected = [
             row.asDict()
             for row in self.tables.spark.sql(
                 "SELECT explain_key, increment, bucket, count(*) AS n_documents"
-                f" FROM {self.tables.name('explanations')} WHERE {self._where} AND status = 'rejected'"
-                " GROUP BY explain_key, increment, bucket"
+                f" FROM {self.tables.name('explanations')} WHERE {where} GROUP BY explain_key, increment, bucket"
             ).collect()
         ]
-        before, total = self.count_statuses()["rejected"], sum(row["n_documents"] for row in rejected)
+        total = sum(row["n_documents"] for row in rejected)
         progress.start("retry", total, "pairs")
-        device, models, started = None, self.models, time.monotonic()
-        if rejected:
-            device = _check_models(self.tables.spark, self.plan, self.find_method, models)
-            models = self.prepare(models)
-        with stop_silent_workers(self.tables.spark, self.plan.execution.idle_timeout_seconds):
-            for wave in split_waves(models, self.plan):
-                for increment, bucket, count in _group_chunks(rejected, wave):
-                    self._retry_chunk(wave, increment, bucket)
-                    progress.advance(count)
-        still = self.count_statuses()["rejected"]
+        for wave, chunk, count in _Work(self, progress).walk(rejected, lambda: progress.start("retry", total, "pairs")):
+            self._retry_chunk(wave, *chunk)
+            progress.advance(count)
+        still = self.tables.read("explanations").where(where).count()
         progress.finish(f"{total} rejected (model, document) pairs tried again, {still} are still rejected")
-        return Explained(device, before - still, time.monotonic() - started)
 
     def _retry_chunk(self, wave: Sequence[ExplainedModel], increment: int, bucket: int) -> None:
         place = f"increment = {increment} AND bucket = {bucket}"
@@ -332,13 +316,13 @@ class Attribution:
             return
         made = made.where(f"explain_key IN ({quote_list([model.explain_key for model in models])})")
         numbers = ", ".join(f"{quote_text(model.explain_key)}, {model.split}" for model in models)
-        again = made.where("status = 'rejected'").groupBy("doc_id").agg({"explain_key": "collect_set"})
+        again = made.where(_RETRIED).groupBy("doc_id").agg({"explain_key": "collect_set"})
         again = again.selectExpr("doc_id", f"transform(`collect_set(explain_key)`, x -> map({numbers})[x]) AS splits")
         documents = self._read(models, place).drop("splits").join(again, "doc_id")
         ledger = self.tables.read("chunks").where(f"{self._where} AND {place}").select("explain_key", "n_documents")
         owed = {row["explain_key"]: int(row["n_documents"]) for row in ledger.collect()}
         owed = {model.explain_key: owed[model.explain_key] for model in models}
-        self._commit_chunk(models, (increment, bucket), documents, owed, kept=made.where("status != 'rejected'"))
+        self._commit_chunk(models, (increment, bucket), documents, owed, kept=made.where(f"NOT ({_RETRIED})"))
 
     def _commit_chunk(
         self, models: Sequence[ExplainedModel], chunk: tuple[int, int], documents: DataFrame, owed: Mapping[str, int],
@@ -389,7 +373,8 @@ class Attribution:
         """Return committed (model, document) pairs by status, whether they are all there or not."""
         return self._count(self._where)
 
-    def _check_hours(self, hours: float) -> None:
+    def check_hours(self, hours: float) -> None:
+        """Raise LimitError when `limits.device_hours` has passed."""
         limits = self.plan.limits
         hours *= 1 if is_local(self.tables.spark) else count_slots(self.tables.spark)
         if limits.device_hours is not None and hours > limits.device_hours:
@@ -415,6 +400,43 @@ class Attribution:
         )
 
 
+@dataclass
+class _Work:
+    """Chunks being explained, and what that took."""
+
+    attribution: Attribution
+    progress: Progress
+    device: str | None = None
+    explained: int = 0
+    seconds: float = 0.0
+
+    def walk(
+        self, rows: Sequence[Mapping[str, Any]], begin: Callable[[], None]
+    ) -> Iterator[tuple[Sequence[ExplainedModel], tuple[int, int], int]]:
+        """Yield (models, (increment, bucket), documents) of the chunks that `rows` name; nothing is loaded where there are none.
+
+        Args:
+            rows: With explain_key, increment, bucket and n_documents.
+            begin: Called when models are loaded and prepared.
+        """
+        if not rows:
+            return
+        of, started = self.attribution, time.monotonic()
+        self.device = _check_models(of.tables.spark, of.plan, of.find_method, of.models)
+        models = of.prepare(of.models)
+        prepared, begun = time.monotonic(), False
+        begin()
+        # Not for the preparation, and for no stage before or after: only this one's tasks give signs of life.
+        with stop_silent_workers(of.tables.spark, of.plan.execution.idle_timeout_seconds):
+            for wave in split_waves(models, of.plan):
+                for increment, bucket, documents in _group_chunks(rows, wave):
+                    if begun:  # a start makes at least one chunk, or it would never get on
+                        of.check_hours((time.monotonic() - started) / 3600)
+                    yield wave, (increment, bucket), documents
+                    begun = True
+                    self.seconds = time.monotonic() - prepared
+
+
 def select_owed(
     tables: Tables, plan: Plan, models: Sequence[ExplainedModel], corpus: Staged, training: Staged | None, where: str
 ) -> DataFrame:
@@ -432,10 +454,13 @@ def select_owed(
     if training is None:
         staged = staged.selectExpr("*", "FALSE AS trainable")
     else:  # by text, also within one source: a copy without a label was trained on as well
-        trained = (
-            tables.read("staged").where(f"{training.where} AND size(labels) > 0")
-            .selectExpr("text_digest", "TRUE AS in_training").distinct()
-        )  # fmt: skip
+        trained = tables.read("staged").where(f"{training.where} AND size(labels) > 0").select("text_digest")
+        if plan.training is not None:  # a copy of what was trained on and is forgotten
+            forgotten = tables.read("forgotten").where(
+                f"origin = {quote_text(plan.training.origin)} AND text_digest IS NOT NULL"
+            )
+            trained = trained.union(forgotten.select("text_digest"))
+        trained = trained.selectExpr("text_digest", "TRUE AS in_training").distinct()
         staged = staged.join(trained, "text_digest", "left")
         staged = staged.selectExpr("*", "coalesce(in_training, FALSE) AS trainable")
     # More bytes than the characters that are allowed can have: a batch of such texts would fill a worker's memory.
@@ -488,49 +513,6 @@ def _check_chunk(explained: DataFrame, chunk: str, owed: Mapping[str, int]) -> d
 def as_tasks(models: Sequence[ExplainedModel]) -> list[ModelTask]:
     """Return what a worker is told of models."""
     return [ModelTask(model.split, model.explain_key, model.folder, model.digest, model.prepared) for model in models]
-
-
-def on_task_device(
-    work: DeviceWork, device: Literal["auto", "cpu", "gpu"], local: bool
-) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """Return the function that executors run: `work`, told the device of its Spark task.
-
-    It closes over plain values only. Unpickling it must not import torch, or a GPU that has no number (MIG) could no
-    longer be chosen: `work` is a function of `lexplain.executor` or `lexplain.sampling`.
-
-    Args:
-        work: With everything but batches and device bound.
-        device: What the plan says.
-        local: The session runs in local mode.
-    """
-
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        return _send_signs(work(batches, device=task_device(device, local)))
-
-    return run
-
-
-def _send_signs(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Repeat each empty batch, a sign of life, until it leaves the buffer in which a Python worker keeps what it sends."""
-    for batch in batches:
-        yield batch
-        if batch.num_rows == 0:
-            import pyarrow as pa
-
-            buffer_bytes = int(os.environ.get("SPARK_BUFFER_SIZE", 65_536))  # Spark tells its workers
-            for _ in range(buffer_bytes // pa.ipc.get_record_batch_size(batch)):
-                yield batch
-
-
-def task_device(requested: Literal["auto", "cpu", "gpu"], local: bool) -> str:
-    """Return the device of the Spark task that calls. Runs on an executor."""
-    from pyspark import TaskContext
-
-    context = TaskContext.get()
-    resources = {} if context is None else context.resources()
-    addresses = resources["gpu"].addresses if "gpu" in resources else []
-    partition = context.partitionId() if context is not None and local else None
-    return choose_device(requested, addresses, local_partition=partition)
 
 
 def _check_models(spark: SparkSession, plan: Plan, find_method: FindMethod, models: Sequence[ExplainedModel]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ from lexplain.sources import (
 from lexplain.tables import Tables, quote_identifier, quote_list, quote_text
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame, Row, SparkSession
 
 _SHOWN = 3  # examples in a message
 _READINGS = 3  # of a source that changes while it is read
@@ -91,43 +91,47 @@ _WATERMARK = "watermark@"
 
 
 def take_snapshot(spark: SparkSession, source: Source, name: str) -> Snapshot:
-    """Return what pins a source's content now; with a watermark, what it has reached.
+    """Return what pins a source's content now.
+
+    For a Delta table its id and version; for files, and tables over files, a digest of their listing; for a view, and a
+    table of any other kind, a digest of the documents, which costs a reading; with a watermark, what it has reached.
 
     Raises:
         CorpusError: The source is not there, or its watermark cannot be read.
     """
-    snapshot = _take_snapshot(spark, source, name)
-    if source.watermark is None:
+    detail = _describe(spark, source)
+    if detail is not None and detail["format"] == "delta":
+        version = int(spark.sql(f"DESCRIBE HISTORY {_name_table(source)} LIMIT 1").collect()[0]["version"])
+        feed = detail["properties"].get("delta.enableChangeDataFeed") == "true"
+        snapshot = Snapshot(f"{detail['id']}@{version}", version, feed)
+    else:
+        snapshot = Snapshot("", None)
+    if source.watermark is not None:
+        return Snapshot(_WATERMARK + read_watermark(spark, source, name, snapshot.version), snapshot.version)
+    if snapshot.version is not None:
         return snapshot
-    return replace(snapshot, name=_WATERMARK + read_watermark(spark, source, name, snapshot.version))
+    if source.kind == "table" and detail is None:
+        return _digest_documents(spark, source, name)
+    return _list_files(spark, source)
 
 
-def _take_snapshot(spark: SparkSession, source: Source, name: str) -> Snapshot:
-    """Return what pins a source's content now.
-
-    For a Delta table its id and version; for files, and tables over files, a digest of their listing; for a view,
-    and a table of any other kind, a digest of the documents, which costs a reading.
-
-    Raises:
-        CorpusError: The source is not there.
-    """
+def _describe(spark: SparkSession, source: Source) -> Row | None:
+    """Return what a table is; None for a view, and for a path that is no Delta table."""
     if source.kind not in ("table", "delta"):
-        return _list_files(spark, source)
-    table = f"delta.{quote_identifier(str(source.path))}"
-    if source.table is not None:
-        table = ".".join(map(quote_identifier, source.table.split(".")))
+        return None
+    table = _name_table(source)
     try:
-        detail = spark.sql(f"DESCRIBE DETAIL {table}").collect()[0]
+        return spark.sql(f"DESCRIBE DETAIL {table}").collect()[0]
     except Exception as error:
         if source.kind == "delta" or not spark.catalog.tableExists(table):
             raise refuse_source(source, error) from error
-        return _digest_documents(spark, source, name)
-    if detail["format"] != "delta":
-        return _list_files(spark, source)
-    version = int(spark.sql(f"DESCRIBE HISTORY {table} LIMIT 1").collect()[0]["version"])
-    return Snapshot(
-        f"{detail['id']}@{version}", version, detail["properties"].get("delta.enableChangeDataFeed") == "true"
-    )
+        return None
+
+
+def _name_table(source: Source) -> str:
+    if source.table is None:
+        return f"delta.{quote_identifier(str(source.path))}"
+    return ".".join(map(quote_identifier, source.table.split(".")))
 
 
 def _digest_documents(spark: SparkSession, source: Source, name: str) -> Snapshot:
@@ -232,7 +236,13 @@ def _stage_increment(
     """Stage what is new in a snapshot, or note that nothing is; do neither if the source has moved on since."""
     spark = tables.spark
     rows = _read_new(tables, source, snapshot, name) if increment else None
-    read = read_documents(spark, source, name, version=snapshot.version, rows=rows)
+    try:
+        read = read_documents(spark, source, name, version=snapshot.version, rows=rows)
+    except CorpusError:
+        if rows is None or source.watermark is not None:
+            raise
+        # A feed names files that were joined and vacuumed since; the table itself has their rows.
+        rows, read = None, read_documents(spark, source, name, version=snapshot.version)
     read = _leave_forgotten(tables, source, read).persist()
     try:
         if rows is not None:
@@ -260,20 +270,26 @@ def _stage_increment(
 def _read_new(tables: Tables, source: Source, snapshot: Snapshot, name: str) -> DataFrame | None:
     """Return the source's rows that came since it was last read; None where only all of its documents can tell.
 
-    They are told by the watermark, or by a Delta table's change feed if its commits only added rows. Then documents that
-    were changed or deleted are not looked for: the feed has none, and a watermark promises it.
+    They are told by the watermark, if no row came late, or by a Delta table's change feed, if its commits only added rows.
+    The watermark promises that old rows stay as they are.
     """
     where = f"corpus_key = {quote_text(corpus_key(source))}"
     names = [row["snapshot"] for row in tables.read("increments").where(where).orderBy("staged_at").collect()]
+    if not names:  # staged, but not recorded: of a job that was killed
+        return None
     if source.watermark is not None:
-        known = [one.removeprefix(_WATERMARK) for one in names if one.startswith(_WATERMARK)]
-        return read_above(tables.spark, source, name, known[-1], snapshot.version) if known else None
+        if not names[-1].startswith(_WATERMARK):
+            return None
+        return read_above(tables.spark, source, name, names[-1].removeprefix(_WATERMARK), snapshot.version)
     # An id made from the text may be another one beside a copy, and a limit lets new documents push others out.
+    table, _, version = snapshot.name.rpartition("@")
     if not snapshot.has_change_feed or source.limit is not None or source.columns.doc_id is None:
         return None
-    table, _, version = snapshot.name.rpartition("@")
-    known = [one.rpartition("@")[2] for one in names if one.rpartition("@")[0] == table]
-    return read_appended(tables.spark, source, int(known[-1]) + 1, int(version)) if known else None
+    if names[-1].rpartition("@")[0] != table:
+        return None
+    # The furthest: of two jobs the one that has read less may have recorded it later.
+    since = 1 + max(int(one.rpartition("@")[2]) for one in names if one.rpartition("@")[0] == table)
+    return read_appended(tables.spark, source, since, int(version))
 
 
 def _refuse_known(tables: Tables, source: Source, documents: DataFrame, name: str) -> None:

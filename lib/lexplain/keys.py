@@ -26,7 +26,7 @@ def corpus_key(source: Source) -> str:
     """
     # A format that was only spelt out, a header where there is none, or how new rows are found changes no document.
     header = source.header or source.kind not in ("csv", "tsv")
-    path = None if source.path is None else redact_uris(source.path)
+    path = redact_uris(source.path) if source.path is not None and "://" in source.path else source.path
     named = plain(dataclasses.replace(source, path=path, format=None, header=header))
     return digest("corpus", source.kind, {name: value for name, value in named.items() if name != "watermark"})
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lexplain.attribution import Attribution, Explained, ExplainedModel, Progress
+from lexplain.attribution import Attribution, ExplainedModel, Progress
 from lexplain.corpus import Staged, check_seen, list_labels, stage
 from lexplain.errors import CorpusError, LimitError, ModelError, PlanError, TableError, redact
 from lexplain.executor import ModelTask
@@ -23,7 +23,7 @@ from lexplain.preparation import find_prepared, prepare_models
 from lexplain.schema import TABLES
 from lexplain.session import trace_workers
 from lexplain.sql_function import register_explain
-from lexplain.tables import Tables, quote_text
+from lexplain.tables import Tables, quote_list, quote_text
 from lexplain.training import find_models, fine_tune_splits, read_model, take_models
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 _SHOWN_LABELS = 10  # in a message
 _CHUNK_DOCUMENTS = 2000  # where nothing is known of the rate
-_MOST_CHUNK_DOCUMENTS = 100_000  # a chunk's rows are one commit
+_FEWEST_CHUNK_DOCUMENTS, _MOST_CHUNK_DOCUMENTS = 200, 100_000  # each chunk is a commit of all its rows
+_RATED_SECONDS = 60.0
 
 
 def tracking_uri(plan: Plan) -> str | None:
@@ -191,17 +192,22 @@ class Run:
 
     def attribute(self) -> None:
         """Explain what is not explained yet, and check that every document is accounted for."""
-        self.record["explain_keys"] = self.explain_keys
-        self._note(self._attribution.explain(self.progress))
+        if self.record["explain_keys"] != self.explain_keys:
+            # Before the first chunk: whoever deletes a run must know what another one, however it ended, goes on with.
+            self.record["explain_keys"] = self.explain_keys
+            _write_record(self.tables, self.record)
+        done = self._attribution.explain(self.progress)
+        self._counts = self._attribution.count_documents()
+        if done.n_pairs:
+            self.record["device"] = done.device
+            # A few documents take as long as it takes to start: that is no rate to plan chunks by.
+            if self.record["documents_per_second"] is None or done.seconds >= _RATED_SECONDS:
+                self.record["documents_per_second"] = done.n_pairs / done.seconds
 
     def retry_rejected(self) -> None:
         """Explain the rejected documents again, for what may have changed since: memory, budget, device."""
-        self._note(self._attribution.retry_rejected(self.progress))
-
-    def _note(self, done: Explained) -> None:
-        self._counts = self._attribution.count_documents()
-        if done.n_pairs:
-            self.record |= {"device": done.device, "documents_per_second": done.n_pairs / done.seconds}
+        self._attribution.retry_rejected(self.progress)
+        self._counts = {}
 
     @property
     def _attribution(self) -> Attribution:
@@ -309,12 +315,22 @@ class Run:
         execution = self.plan.execution
         if execution.chunk_documents is not None:
             return execution.chunk_documents
-        known = self.tables.read("runs").where(
+        runs = self.tables.read("runs").where(
             f"name = {quote_text(self.plan.name)} AND documents_per_second > 0 AND explain_keys IS NOT NULL"
-        ).orderBy("started_at", ascending=False).selectExpr("documents_per_second / size(explain_keys) AS rate").head(1)  # fmt: skip
-        if not known:
+        ).orderBy("finished_at", "started_at", ascending=False).head(1)  # fmt: skip
+        if not runs:
             return _CHUNK_DOCUMENTS
-        return min(_MOST_CHUNK_DOCUMENTS, max(1, round(float(known[0]["rate"]) * 60 * execution.chunk_minutes)))
+        # Of models that are fine-tuned here, not all owe a document an explanation.
+        where = f"corpus_key = {quote_text(runs[0]['corpus_key'])} AND explain_key IN ({quote_list(runs[0]['explain_keys'])})"
+        owed = self.tables.read("chunks").where(where).groupBy("increment").agg({"n_documents": "sum"})
+        documents = self.tables.read("increments").where(f"corpus_key = {quote_text(runs[0]['corpus_key'])}")
+        totals = owed.join(documents, "increment").selectExpr(
+            "sum(`sum(n_documents)`) AS pairs", "sum(n_documents) AS documents"
+        ).collect()[0]  # fmt: skip
+        if not totals["pairs"]:
+            return _CHUNK_DOCUMENTS
+        rate = runs[0]["documents_per_second"] * totals["documents"] / totals["pairs"]
+        return int(min(_MOST_CHUNK_DOCUMENTS, max(_FEWEST_CHUNK_DOCUMENTS, rate * 60 * execution.chunk_minutes)))
 
     def _pin(self, staged: Staged) -> None:
         """Record an input before anything is made of it: a retry must find the input of this start."""

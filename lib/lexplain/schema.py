@@ -223,6 +223,11 @@ TABLES: dict[str, Table] = {
             (
                 ("origin", "STRING", "table name or path of the source, as in increments"),
                 ("doc_digest", "STRING", "SHA-256 of the document's id, hexadecimal"),
+                (
+                    "text_digest",
+                    "STRING",
+                    "of a text that models were trained on: its copies are none that they have not seen",
+                ),
                 ("forgotten_at", "TIMESTAMP", "when"),
             ),
             {"digest_known": "length(doc_digest) = 64"},

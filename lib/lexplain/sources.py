@@ -33,33 +33,43 @@ _WATERMARKS = {
 
 
 def read_watermark(spark: SparkSession, source: Source, name: str, version: int | None) -> str:
-    """Return the largest value of a source's watermark, as text.
+    """Return what a source's watermark has reached: column and type, largest value and number of rows up to it.
 
     Raises:
         CorpusError: There is no such column, it is of another type, or null in some rows.
     """
-    frame = read_source(spark, source, version)
-    kind = _find_watermark(frame, source, name)
-    column = quote_identifier(str(source.watermark))
+    frame, kind, column = _read_marked(spark, source, name, version)
     written = _WATERMARKS.get(kind, ("{}", ""))[0].format(f"max({column})")
-    row = frame.selectExpr(f"CAST({written} AS STRING) AS latest", f"count_if({column} IS NULL) AS nulls").collect()[0]
+    row = frame.selectExpr(
+        f"CAST({written} AS STRING) AS latest", f"count_if({column} IS NULL) AS nulls", "count(*) AS n"
+    ).collect()[0]  # fmt: skip
     if row["nulls"]:
         raise CorpusError(
             f"{name}.watermark={source.watermark!r} is null in {row['nulls']} rows. Such rows would have been missed whenever "
             "they came after the first reading. Name a column that every row has, or leave it out."
         )
-    return str(row["latest"])
+    return f"{source.watermark}:{kind}@{row['latest'] or ''}@{row['n']}"
 
 
-def read_above(spark: SparkSession, source: Source, name: str, watermark: str, version: int | None) -> DataFrame:
-    """Return the rows of a source, its own columns, above a watermark that `read_watermark` returned."""
+def read_above(spark: SparkSession, source: Source, name: str, reached: str, version: int | None) -> DataFrame | None:
+    """Return the rows of a source, its own columns, above what `read_watermark` returned.
+
+    Returns:
+        None where there are not as many rows up to there as there were: some came late, or were deleted.
+    """
+    frame, kind, column = _read_marked(spark, source, name, version)
+    value, _, count = reached.removeprefix(f"{source.watermark}:{kind}@").rpartition("@")
+    if not reached.startswith(f"{source.watermark}:{kind}@") or int(count) == 0:
+        return None
+    literal = quote_text(value) if kind == "string" else _WATERMARKS[kind][1].format(int(value))
+    if frame.where(f"{column} <= {literal}").count() != int(count):
+        return None
+    return read_source(spark, source, version).where(f"{column} > {literal}")
+
+
+def _read_marked(spark: SparkSession, source: Source, name: str, version: int | None) -> tuple[DataFrame, str, str]:
+    """Return the rows that count, and the watermark's type and quoted name."""
     frame = read_source(spark, source, version)
-    kind = _find_watermark(frame, source, name)
-    literal = quote_text(watermark) if kind == "string" else _WATERMARKS[kind][1].format(int(watermark))
-    return frame.where(f"{quote_identifier(str(source.watermark))} > {literal}")
-
-
-def _find_watermark(frame: DataFrame, source: Source, name: str) -> str:
     kind = dict(frame.dtypes).get(str(source.watermark))
     if kind is None or (kind != "string" and kind not in _WATERMARKS):
         what = "is no column" if kind is None else f"is of type {kind}"
@@ -67,7 +77,12 @@ def _find_watermark(frame: DataFrame, source: Source, name: str) -> str:
             f"{name}.watermark={source.watermark!r} {what} of {source.origin!r}. New rows could not have been told from old ones. "
             f"Name a column of whole numbers, dates, timestamps or text: {_show_columns(frame.columns)}."
         )
-    return kind
+    if source.where is not None:
+        try:
+            frame = frame.where(source.where)
+        except Exception as error:
+            raise _refuse_where(source, name, frame.columns, error) from error
+    return frame, kind, quote_identifier(str(source.watermark))
 
 
 def read_appended(spark: SparkSession, source: Source, since: int, version: int) -> DataFrame | None:

@@ -9,7 +9,8 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from lexplain.attribution import make_task, task_device
+from lexplain.attribution import make_task
+from lexplain.devices import task_device
 from lexplain.executor import ModelTask, explain_texts, word_rows
 from lexplain.plan import FindMethod, Plan
 from lexplain.session import is_local

@@ -107,6 +107,11 @@ class Tables:
             TableError: There are no tables of lexplain here.
         """
         if self.folder is None:
+            if not self._exists(TABLES["runs"]):
+                raise TableError(
+                    f"sink.schema={self.sink.schema!r} holds no tables of lexplain. Every query would have failed. "
+                    "Write the schema of a plan's sink, or run the plan first."
+                )
             return
         check_version(self.folder)
         for statement in self._registrations():
@@ -122,6 +127,8 @@ class Tables:
         # As properties the constraints come with the table's first commit; ALTER TABLE would make one for each.
         properties = {f"delta.constraints.{name}": condition for name, condition in table.checks.items()}
         properties |= {**table.properties, "lexplain.schemaVersion": str(SCHEMA_VERSION)}
+        # A deleted row leaves its file, which VACUUM can delete then; a platform may have them on by default.
+        properties["delta.enableDeletionVectors"] = "false"
         self.spark.sql(
             f"CREATE TABLE IF NOT EXISTS {self.name(table.name)} ({columns}) USING delta{layout}"
             f" COMMENT {quote_text(table.comment)}"
@@ -235,15 +242,26 @@ class Tables:
                 self._commit(lambda: self.spark.sql(f"DELETE FROM {self.name(table)} WHERE {where}"), table)
         return count
 
-    def compact(self, table: str, retain_hours: float) -> None:
+    def compact(self, table: str, retain_hours: float = RETAIN_HOURS) -> tuple[int, int]:
         """Join the small files of a table, and delete files that no version of the last hours needs.
+
+        A job that runs meanwhile tries its commit again; what it read is kept for `retain_hours`.
+
+        Returns:
+            Files of the table's latest version, before and after.
 
         Raises:
             TableError: Other jobs' commits came in between time and again.
         """
+
+        def count() -> int:
+            return int(self.spark.sql(f"DESCRIBE DETAIL {self.name(table)}").collect()[0]["numFiles"])
+
+        before = count()
         with self._signed():
             self._commit(lambda: self.spark.sql(f"OPTIMIZE {self.name(table)}"), table)
         self.spark.sql(f"VACUUM {self.name(table)} RETAIN {retain_hours:g} HOURS")
+        return before, count()
 
     @contextmanager
     def _signed(self) -> Iterator[None]:

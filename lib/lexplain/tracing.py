@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from lexplain.attribution import DeviceWork, ExplainedModel, as_tasks, make_task, on_task_device, split_waves
+from lexplain.attribution import ExplainedModel, as_tasks, make_task, split_waves
 from lexplain.deletions import PLACE
+from lexplain.devices import DeviceWork, on_task_device
 from lexplain.errors import AccountingError
 from lexplain.executor import ExplainTask
 from lexplain.pipeline import Run

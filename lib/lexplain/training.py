@@ -13,8 +13,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lexplain.attribution import ExplainedModel, Progress, task_device
+from lexplain.attribution import ExplainedModel, Progress
 from lexplain.corpus import Staged, is_trainable, list_labelled
+from lexplain.devices import task_device
 from lexplain.errors import CorpusError, ModelError, redact_uris
 from lexplain.executor import decode_document
 from lexplain.keys import digest, explain_key, model_key

@@ -6,23 +6,25 @@ keeps a job from writing beside it: run it when no job does.
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lexplain.errors import TableError
 from lexplain.keys import corpus_key
-from lexplain.preparation.folders import prepared_folder
+from lexplain.preparation.folders import PREPARED
 from lexplain.schema import TABLES
-from lexplain.tables import RETAIN_HOURS, Tables, quote_list, quote_text
+from lexplain.settings import read_mapping
+from lexplain.tables import Tables, quote_list, quote_text
 from lexplain.training import model_folder
 
 if TYPE_CHECKING:
     from lexplain.plan import Plan
 
-_KEYWORD_TABLES = ("keywords", "keyphrases", "word_statistics", "phrase_statistics")
+_KEYWORD_TABLES = ("keywords", "keyphrases", "word_statistics", "phrase_statistics", "class_deletions")
 _SUMS = ("word_sums", "phrase_sums")
 
 
@@ -31,9 +33,9 @@ class Forgotten:
     """What became of documents that were to be forgotten.
 
     Attributes:
-        n_documents: How many of them were staged.
+        n_documents: How many of them were staged, once for each source and sample that has them.
         n_explanations: Their rows in `explanations`.
-        runs: Names of runs whose keyword tables rested on their sources, and are gone.
+        runs: Names of runs that have no keyword table now, for it rested on their sources: they make it when they run again.
     """
 
     n_documents: int
@@ -49,61 +51,96 @@ def forget_documents(tables: Tables, plan: Plan, doc_ids: Sequence[str]) -> Forg
 
     Args:
         tables: The sink; the caller holds its lock.
-        plan: Names the sources; other samples and filters of them are meant, too.
+        plan: Names the sources, as it calls them; other samples and filters of them are meant, too.
         doc_ids: As the source has them.
 
     Note:
         Runs on: Spark. Cost: the files that hold rows of the documents are written anew. Delta keeps the old ones until
         `maintain` deletes them. A model that was fine-tuned on a document, MLflow and reports are not touched.
     """
-    sources = {source.origin: source for source in (plan.corpus, plan.training) if source is not None}
-    keys = {corpus_key(source) for source in (plan.corpus, plan.training) if source is not None}
-    recorded = (
-        tables.read("increments").where(f"origin IN ({quote_list(list(sources))})").select("corpus_key").distinct()
-    )
-    keys |= {row["corpus_key"] for row in recorded.collect()}
+    sources = [source for source in (plan.corpus, plan.training) if source is not None]
+    origins = sorted({source.origin for source in sources})
+    recorded = tables.read("increments").where(f"origin IN ({quote_list(origins)})").select("corpus_key").distinct()
+    keys = {row["corpus_key"] for row in recorded.collect()} | {corpus_key(source) for source in sources}
     theirs = f"corpus_key IN ({quote_list(sorted(keys))})"
-    documents = f"{theirs} AND doc_id IN ({quote_list(sorted(set(doc_ids)))})"
-    _remember_forgotten(tables, list(sources), doc_ids)
+    # By digest: a table's history keeps conditions for longer than rows.
+    digests = quote_list(sorted({hashlib.sha256(one.encode()).hexdigest() for one in doc_ids}))
+    documents = f"{theirs} AND sha2(doc_id, 256) IN ({digests})"
+    _remember_forgotten(tables, plan, origins, doc_ids, documents)
     places = [
         tables.read(table).where(documents).select("corpus_key", "increment", "bucket") for table in ("staged", "explanations")
     ]  # fmt: skip
     chunks = places[0].union(places[1]).distinct().collect()
-    runs = _drop_keyword_tables(tables, keys) if chunks else ()
-    for row in chunks:
-        chunk = f"corpus_key = {quote_text(row['corpus_key'])} AND increment = {row['increment']} AND bucket = {row['bucket']}"
-        for table in _SUMS:
-            tables.remove(table, where=chunk)
-    # The ledger is written anew from what is staged. Before that is changed: a ledger that owes more is a failed run.
-    for key, increment in sorted({(row["corpus_key"], row["increment"]) for row in chunks}):
-        tables.remove("chunks", where=f"corpus_key = {quote_text(key)} AND increment = {increment}")
-    n_documents = tables.remove("staged", where=documents)
-    n_explanations = tables.remove("explanations", where=documents)
-    for table in ("deletions", "class_deletions"):
-        tables.remove(table, where=documents)
-    _count_increments(tables, theirs)
+    runs: tuple[str, ...] = ()
+    n_documents = n_explanations = 0
     if chunks:
+        # What tells where a document was goes last: killed before that, the same command finds it again.
+        runs = _drop_keyword_tables(tables, keys, plan.name)
         _drop_prepared(tables, plan, theirs)
+        where = " OR ".join(
+            f"(corpus_key = {quote_text(row['corpus_key'])} AND increment = {row['increment']} AND bucket = {row['bucket']})"
+            for row in chunks
+        )
+        for table in _SUMS:
+            tables.remove(table, where=where)
+        # The ledger is written anew from what is staged. Before that is changed: a ledger that owes more is a failed run.
+        increments = sorted({(row["corpus_key"], row["increment"]) for row in chunks})
+        tables.remove(
+            "chunks",
+            where=" OR ".join(
+                f"(corpus_key = {quote_text(key)} AND increment = {number})" for key, number in increments
+            ),
+        )
+        n_documents = tables.remove("staged", where=documents)
+        for table in ("deletions", "class_deletions"):
+            tables.remove(table, where=documents)
+        n_explanations = tables.remove("explanations", where=documents)
+    _count_increments(tables, theirs)
     return Forgotten(n_documents, n_explanations, runs)
 
 
-def _remember_forgotten(tables: Tables, origins: Sequence[str], doc_ids: Sequence[str]) -> None:
-    rows = tables.spark.createDataFrame(
-        [(origin, doc_id) for origin in origins for doc_id in sorted(set(doc_ids))], "origin STRING, doc_id STRING"
-    ).selectExpr("origin", "sha2(doc_id, 256) AS doc_digest", "current_timestamp() AS forgotten_at")
+def _remember_forgotten(
+    tables: Tables, plan: Plan, origins: Sequence[str], doc_ids: Sequence[str], documents: str
+) -> None:
+    """Note digests: of the ids for every source, of the texts where models were trained on them."""
+    known = dict[str, str]()
+    if plan.training is not None:
+        trained = tables.read("staged").where(f"{documents} AND corpus_key = {quote_text(corpus_key(plan.training))}")
+        known = {row["doc_id"]: row["text_digest"] for row in trained.select("doc_id", "text_digest").collect()}
+    rows = [
+        (origin, doc_id, known.get(doc_id) if plan.training is not None and origin == plan.training.origin else None)
+        for origin in origins
+        for doc_id in sorted(set(doc_ids))
+    ]
+    frame = tables.spark.createDataFrame(rows, "origin STRING, doc_id STRING, text_digest STRING").selectExpr(
+        "origin", "sha2(doc_id, 256) AS doc_digest", "text_digest", "current_timestamp() AS forgotten_at"
+    )
     tables.add_first(
-        rows, "forgotten", unless="present.origin = added.origin AND present.doc_digest = added.doc_digest"
+        frame, "forgotten", unless="present.origin = added.origin AND present.doc_digest = added.doc_digest"
     )
 
 
-def _drop_keyword_tables(tables: Tables, keys: set[str]) -> tuple[str, ...]:
-    """Delete the keyword tables that rest on some sources, or on what no run knows; return the names of their runs."""
-    runs = tables.read("runs").where("keyword_key IS NOT NULL").collect()
+def _drop_keyword_tables(tables: Tables, keys: set[str], name: str) -> tuple[str, ...]:
+    """Delete the keyword tables that rest on some sources, or on what nobody knows; return the names of their runs."""
+    runs = tables.read("runs").collect()
     resting = [row for row in runs if _name_sources(row.asDict()) & keys]
-    others = {row["keyword_key"] for row in runs} - {row["keyword_key"] for row in resting}
+    names = sorted({name, *(row["name"] for row in resting)})
+    kept = {row["keyword_key"] for row in runs} - {row["keyword_key"] for row in resting}
+    for table in ("sweeps", "keyword_quality"):
+        others = tables.read(table).where(f"name NOT IN ({quote_list(names)})").select("keyword_key").distinct()
+        kept |= {row["keyword_key"] for row in others.collect()}
     for table in _KEYWORD_TABLES:
-        tables.remove(table, where=f"keyword_key NOT IN ({quote_list(sorted(others))})" if others else "TRUE")
+        tables.remove(table, where=_where_not(sorted(kept - {None})))
+    for row in resting:
+        if row["keyword_key"] is not None:
+            changed = tables.read("runs").where(f"run_id = {quote_text(row['run_id'])}").drop("keyword_key")
+            changed = changed.selectExpr("*", "CAST(NULL AS STRING) AS keyword_key").localCheckpoint()
+            tables.replace(changed, "runs", where=f"run_id = {quote_text(row['run_id'])}")
     return tuple(sorted({row["name"] for row in resting}))
+
+
+def _where_not(keyword_keys: Sequence[str]) -> str:
+    return f"keyword_key NOT IN ({quote_list(keyword_keys)})" if keyword_keys else "TRUE"
 
 
 def _name_sources(run: Mapping[str, Any]) -> set[str]:
@@ -129,13 +166,18 @@ def _count_increments(tables: Tables, where: str) -> None:
 
 def _drop_prepared(tables: Tables, plan: Plan, where: str) -> None:
     """Delete indexes of reference documents, and features that fine-tuning keeps of its documents."""
-    files = [row["file"] for row in tables.read("neighbours").where(where).select("file").collect()]
-    folder = prepared_folder(tables, plan)
-    for file in files if folder is not None else []:
-        (folder / file).unlink(missing_ok=True)
-    tables.remove("neighbours", where=where)
+    _drop_neighbours(tables, where, plan.models.folder)
     if plan.models.base is not None:
         shutil.rmtree(Path(model_folder(plan)) / "features", ignore_errors=True)
+
+
+def _drop_neighbours(tables: Tables, where: str, models: str | None) -> int:
+    """Delete indexes of reference documents; return how many there were."""
+    folders = [folder for folder in (models, tables.folder) if folder is not None]
+    for row in tables.read("neighbours").where(where).select("file").collect():
+        for folder in folders:
+            (Path(folder) / PREPARED / row["file"]).unlink(missing_ok=True)
+    return tables.remove("neighbours", where=where)
 
 
 def find_run(tables: Tables, named: str) -> dict[str, Any]:
@@ -172,7 +214,8 @@ def delete_run(tables: Tables, run: Mapping[str, Any]) -> dict[str, int]:
 
     Note:
         Runs on: Spark. Cost: files that hold its rows are written anew; `maintain` frees the space. Folders of models that
-        were fine-tuned for it are deleted. What MLflow keeps, and the figures of evaluations, are left.
+        were fine-tuned for it are deleted where they lie in the sink. What MLflow keeps, and the figures of evaluations,
+        are left.
     """
     others = [row.asDict() for row in tables.read("runs").where(f"run_id != {quote_text(run['run_id'])}").collect()]
     removed: dict[str, int] = {}
@@ -181,7 +224,7 @@ def delete_run(tables: Tables, run: Mapping[str, Any]) -> dict[str, int]:
         removed[table] = removed.get(table, 0) + tables.remove(table, where=where)
 
     if run["keyword_key"] is not None and all(run["keyword_key"] != other["keyword_key"] for other in others):
-        for table in (*_KEYWORD_TABLES, "class_deletions"):
+        for table in _KEYWORD_TABLES:
             remove(table, f"keyword_key = {quote_text(run['keyword_key'])}")
     same_corpus = [other for other in others if other["corpus_key"] == run["corpus_key"]]
     used = {key for other in same_corpus for key in other["explain_keys"] or []}
@@ -190,20 +233,36 @@ def delete_run(tables: Tables, run: Mapping[str, Any]) -> dict[str, int]:
         where = f"corpus_key = {quote_text(run['corpus_key'])} AND explain_key IN ({quote_list(free)})"
         for table in (*_SUMS, "deletions", "class_deletions", "chunks", "explanations"):
             remove(table, where)
-    snapshot = run["training_snapshot"]
-    if snapshot is not None and all(other["training_snapshot"] != snapshot for other in others):
-        trained = f"training_snapshot = {quote_text(snapshot)} AND seed IS NOT NULL"
-        for row in tables.read("models").where(trained).select("folder").collect():
-            shutil.rmtree(row["folder"], ignore_errors=True)
-        remove("models", trained)
     sources = _name_sources(run).difference(*(_name_sources(other) for other in others))
+    _delete_models(tables, run, others, sources, remove)
     if sources:
         where = f"corpus_key IN ({quote_list(sorted(sources))})"
-        made = (*_SUMS, "deletions", "class_deletions", "chunks", "explanations", "calibrations", "neighbours")
+        folder = (read_mapping(run["plan"], "plan").get("models") or {}).get("folder")
+        removed["neighbours"] = _drop_neighbours(tables, where, folder)
+        made = (*_SUMS, "deletions", "class_deletions", "chunks", "explanations", "calibrations")
         for table in (*made, "staged", "increments"):
             remove(table, where)
     remove("runs", f"run_id = {quote_text(run['run_id'])}")
     return {table: count for table, count in removed.items() if count}
+
+
+def _delete_models(
+    tables: Tables, run: Mapping[str, Any], others: Sequence[Mapping[str, Any]], sources: set[str],
+    remove: Callable[[str, str], None],
+) -> None:  # fmt: skip
+    """Delete models that were fine-tuned on training documents which no other run has, and their folders."""
+    snapshot = run["training_snapshot"]
+    free = [f"training_key IN ({quote_list(sorted(sources))})"]
+    if snapshot is not None and all(other["training_snapshot"] != snapshot for other in others):
+        free.append(f"training_snapshot = {quote_text(snapshot)}")
+    trained = f"seed IS NOT NULL AND ({' OR '.join(free)})"
+    # A plan may have brought a model by the name of the folder that another one fine-tuned.
+    kept = {row["folder"] for row in tables.read("models").where("seed IS NULL").select("folder").collect()}
+    for row in tables.read("models").where(trained).select("folder").collect():
+        # Only under the sink: a folder of the plan's own may be shared with other sinks, which have the same models.
+        if row["folder"] not in kept and tables.folder is not None and tables.folder in Path(row["folder"]).parents:
+            shutil.rmtree(row["folder"], ignore_errors=True)
+    remove("models", trained)
 
 
 def drop_orphans(tables: Tables) -> int:
@@ -219,31 +278,8 @@ def drop_orphans(tables: Tables) -> int:
         for table in ("runs", "sweeps", "keyword_quality")
         for row in tables.read(table).where("keyword_key IS NOT NULL").select("keyword_key").distinct().collect()
     }
-    where = f"keyword_key NOT IN ({quote_list(sorted(named))})" if named else "TRUE"
+    where = _where_not(sorted(named))
     count = tables.read("word_statistics").where(where).select("keyword_key").distinct().count()
     for table in _KEYWORD_TABLES:
         tables.remove(table, where=where)
     return int(count)
-
-
-def maintain(tables: Tables, table: str, retain_hours: float = RETAIN_HOURS) -> tuple[int, int]:
-    """Join a table's small files, and delete those that no version of the last hours needs.
-
-    A job that runs meanwhile tries its commit again; what it read is kept for `retain_hours`.
-
-    Returns:
-        Files of the table's latest version, before and after.
-
-    Raises:
-        TableError: Other jobs' commits came in between time and again.
-
-    Note:
-        Runs on: Spark. Cost: small files are read and written once.
-    """
-
-    def count() -> int:
-        return int(tables.spark.sql(f"DESCRIBE DETAIL {tables.name(table)}").collect()[0]["numFiles"])
-
-    before = count()
-    tables.compact(table, retain_hours)
-    return before, count()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
-from lexplain.attribution import task_device
+from lexplain.devices import task_device
 from lexplain.errors import DeviceError
 
 

@@ -15,7 +15,7 @@ import pytest
 from pyspark import cloudpickle
 
 import lexplain
-from lexplain.attribution import on_task_device
+from lexplain.devices import on_task_device
 from lexplain.executor import explain_batches
 from lexplain.sampling import path_batches, reference_batches, sample_batches, token_batches, vocabulary_batches
 

@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 from core.models import BATCH_TOLERANCE, LINES, Shelf
 from core.test_conformance import OURS, SMALL, TOLERANCES, open_explainer
 from core.test_executor import make_task, stage
-from lexplain.attribution import on_task_device
+from lexplain.devices import on_task_device
 from lexplain.executor import ExplainTask, ModelTask, explain_batches
 from lexplain.methods import find_method
 from lexplain.model_store import digest_folder

@@ -368,3 +368,51 @@ def test_optimize_on_the_source_changes_nothing(tables: Tables, tmp_path: Path) 
     spark.sql(f"OPTIMIZE delta.`{path}`")
     assert stage_all(tables, source) == first
     assert read_increments(tables, first.key) == [(0, 12), (1, 0)]
+
+
+def test_rows_that_come_late_or_tie_with_the_watermark_are_found(
+    tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spark, path = tables.spark, str(tmp_path / "days")
+
+    def add(first: int, last: int, day: int, column: str = "day") -> None:
+        rows = make_documents(spark, first, last).selectExpr(
+            "*", f"date_from_unix_date({day}) AS day", f"{100 + first} AS number"
+        )
+        rows.write.mode("append").parquet(path)
+
+    kinds = count_reads(spark, monkeypatch)
+    by_day = Source(path=path, format="parquet", columns=COLUMNS, watermark="day")
+    add(0, 4, 10)
+    stage_all(tables, by_day)
+    add(4, 6, 10)  # the same day, later
+    stage_all(tables, by_day)
+    add(6, 8, 9)  # an older day
+    add(8, 9, 11)
+    stage_all(tables, by_day)
+    add(9, 10, 12)
+    staged = stage_all(tables, by_day)
+    assert kinds == ["all", "all", "all", "new"]
+    assert read_ids(tables, staged.key) == {0: [0, 1, 2, 3], 1: [4, 5], 2: [6, 7, 8], 3: [9]}
+    add(10, 11, 13)
+    # another column: its values say nothing of what was read by the first
+    by_number = Source(path=path, format="parquet", columns=COLUMNS, watermark="number")
+    assert read_ids(tables, stage_all(tables, by_number).key)[4] == [10]
+    assert kinds[-1] == "all"
+
+
+def test_a_feed_whose_files_are_gone_gives_way_to_the_table(tables: Tables, tmp_path: Path) -> None:
+    spark, path = tables.spark, str(tmp_path / "vacuumed")
+    spark.conf.set("spark.databricks.delta.properties.defaults.enableChangeDataFeed", "true")
+    spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
+    try:
+        make_documents(spark, 0, 4).write.format("delta").save(path)
+        source = Source(path=path, format="delta", columns=COLUMNS)
+        stage_all(tables, source)
+        append_to(spark, path, 4, 6)
+        spark.sql(f"OPTIMIZE delta.`{path}`")
+        spark.sql(f"VACUUM delta.`{path}` RETAIN 0 HOURS")
+    finally:
+        spark.conf.unset("spark.databricks.delta.properties.defaults.enableChangeDataFeed")
+        spark.conf.unset("spark.databricks.delta.retentionDurationCheck.enabled")
+    assert read_ids(tables, stage_all(tables, source).key) == {0: [0, 1, 2, 3], 1: [4, 5]}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import yaml
 from pyspark.sql import SparkSession
 
 from core.models import CLUES, save_classifier
-from lexplain.errors import TableError
+from lexplain.errors import LimitError, TableError
 from lexplain.methods import find_method
 from lexplain.pipeline import Run, open_run
+from lexplain.plan import Sink
 from lexplain.schema import TABLES
 from lexplain.tables import Tables
-from lexplain.upkeep import delete_run, drop_orphans, find_run, forget_documents, maintain
+from lexplain.upkeep import delete_run, drop_orphans, find_run, forget_documents
 from spark.planted import RecordedProgress, load_plan, make_plan, plant, run_plan, write_json
 
 N_DOCUMENTS = 60
@@ -100,11 +102,13 @@ def test_rejected_documents_are_explained_when_there_is_room(spark: SparkSession
     poorer = run_plan(spark, given_plan(rejecting, name="whole"))
     assert poorer.record["documents_by_status"]["rejected"] == 2 * len(doomed)
     assert read_keywords(poorer) != expected
-    plan = load_plan(given_plan(rejecting, name="whole"))
+    plan = load_plan(given_plan(rejecting, name="whole", limits={"rejected_share": 0.01}))
+    with pytest.raises(LimitError, match=r"rejected_share=0\.01 was passed"):
+        run_plan(spark, given_plan(rejecting, name="whole", limits={"rejected_share": 0.01}))
     before = tables.versions()["explanations"]
     with open_run(spark, plan, find_method, RecordedProgress(), pinned=True) as run:
+        run.retry_rejected()  # as the command does: the limit is passed only before
         run.attribute()
-        run.retry_rejected()
         run.aggregate()
         run.finish("finished")
     assert run.record["documents_by_status"]["rejected"] == 0
@@ -145,10 +149,14 @@ def test_a_forgotten_document_is_in_no_table_and_never_comes_back(spark: SparkSe
     found = forget_documents(tables, loaded, [gone])
     assert (found.n_documents, found.n_explanations, found.runs) == (1, 2, ("given",))
     assert forget_documents(tables, loaded, [gone]).n_documents == 0  # a second time changes nothing
-    again = run_plan(spark, plan, stages=["aggregate"])
+    assert not rows_of(tables, "runs_current")
+    again = run_plan(spark, plan)
+    assert "0 made now" in again.progress.text  # type: ignore[attr-defined]
     for table in TABLES:
         text = " ".join(map(str, tables.read(table).collect()))
         assert gone not in text, table
+        logs = "".join(path.read_text() for path in (tmp_path / "tables" / table / "_delta_log").glob("*.json"))
+        assert f"'{gone}'" not in logs, table  # no condition names it
         assert "unmistakable" not in text, table
     assert sum(again.record["documents_by_status"].values()) == 2 * (N_DOCUMENTS - 1)
     fresh = tmp_path / "fresh"
@@ -219,7 +227,20 @@ def test_the_models_of_a_deleted_run_go_unless_another_run_reads_them(spark: Spa
     delete_run(first.tables, find_run(first.tables, first.run_id))
     assert folder.is_dir()
     assert "1 models, 0 trained now" in run_plan(spark, plan | {"name": "second"}).progress.text  # type: ignore[attr-defined]
+    brought = make_plan(
+        tmp_path,
+        name="brought",
+        training=None,
+        models={"uris": [str(folder)], "corpus": "unseen"},
+        mlflow={"enabled": False},
+    )
+    third = run_plan(spark, brought, stages=["attribute"])
     delete_run(first.tables, find_run(first.tables, second.run_id))
+    assert folder.is_dir()  # another run has it under its own name
+    delete_run(first.tables, find_run(first.tables, third.run_id))
+    first.tables.remove("models", where="TRUE")
+    run_plan(spark, plan)
+    delete_run(first.tables, find_run(first.tables, first.run_id))
     assert not folder.exists()
     assert not rows_of(first.tables, "models")
 
@@ -233,13 +254,40 @@ def test_maintenance_changes_no_row_and_lets_an_unfinished_run_go_on(spark: Spar
     tables.remove("explanations", where=f"bucket = {bucket}")  # as a killed run leaves it
     tables.remove("runs", where="TRUE")
     before = {table: rows_of(tables, table) for table in TABLES}
-    sizes = {table: maintain(tables, table) for table in TABLES}
+    spark.conf.set("spark.databricks.delta.retentionDurationCheck.enabled", "false")
+    try:
+        sizes = {table: tables.compact(table, retain_hours=0) for table in TABLES}  # as if all of it were old
+    finally:
+        spark.conf.unset("spark.databricks.delta.retentionDurationCheck.enabled")
     assert {table: rows_of(tables, table) for table in TABLES} == before
     assert sizes["explanations"][1] < sizes["explanations"][0]
     again = run_plan(spark, plan)
     owed = sum(row["n_documents"] for row in chunks if row["bucket"] == bucket)
     assert f"{2 * N_DOCUMENTS} (model, document) pairs, {owed} made now" in again.progress.text  # type: ignore[attr-defined]
     assert [row["word"] for row in read_keywords(again)] == [row["word"] for row in keywords]
+
+
+def test_chunks_of_an_increment_take_the_time_that_the_plan_says(spark: SparkSession, tmp_path: Path) -> None:
+    write_json(tmp_path / "training.jsonl", plant(20, seed=1))
+    plan = given_plan(tmp_path)
+    plan["execution"] = {"device": "cpu", "chunk_minutes": 0.5}
+    run = run_plan(spark, plan)
+    assert [row["n_buckets"] for row in rows_of(run.tables, "increments")] == [1]  # nothing is known of the rate
+    row = (
+        run.tables.read("runs")
+        .drop("documents_per_second")
+        .selectExpr("*", "20D AS documents_per_second")
+        .localCheckpoint()
+    )
+    run.tables.replace(row, "runs", where="TRUE")
+    write_json(tmp_path / "training.jsonl", [*plant(20, seed=1), *plant(640, seed=2)])
+    progress = RecordedProgress()
+    with open_run(spark, load_plan(plan), find_method, progress) as grown:
+        grown.read_sources()
+        grown.finish("stopped")
+    # two models: 10 documents a second, 300 in half a minute
+    buckets = {row["increment"]: row["n_buckets"] for row in rows_of(run.tables, "increments")}
+    assert buckets == {0: 1, 1: 3}
 
 
 def test_keyword_tables_that_nothing_names_are_dropped(spark: SparkSession, tmp_path: Path) -> None:
@@ -253,6 +301,68 @@ def test_keyword_tables_that_nothing_names_are_dropped(spark: SparkSession, tmp_
     assert drop_orphans(run.tables) == 0
     assert read_keywords(run) == keywords
     assert {row["keyword_key"] for row in rows_of(run.tables, "keywords")} == {run.record["keyword_key"]}
+
+
+class KilledError(RuntimeError):
+    """What the tests kill a job with."""
+
+
+class KilledTables(Tables):
+    """Tables of a job that is killed right after so many commits."""
+
+    def __init__(self, tables: Tables, left: int) -> None:
+        super().__init__(tables.spark, tables.sink)
+        self.left = left
+
+    def _commit(self, write: Callable[[], object], table: str) -> None:
+        super()._commit(write, table)
+        self.left -= 1
+        if not self.left:
+            raise KilledError
+
+
+def read_all(tables: Tables) -> dict[str, list[Any]]:
+    """Every row of every table, without what tells when it was written."""
+    clocks = {"forgotten": ["forgotten_at"], "runs": ["started_at", "finished_at"]}
+    return {
+        table: sorted(tables.read(table).drop(*clocks.get(table, [])).collect(), key=str) for table in TABLES
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["forget", "delete"])
+def test_killed_after_any_commit_the_same_command_ends_as_if_it_had_not_been(
+    spark: SparkSession, tmp_path: Path, what: str
+) -> None:
+    plan = given_plan(tmp_path)
+    run_plan(spark, plan)
+    loaded, gone = load_plan(plan), plant(N_DOCUMENTS, seed=5)[3]["doc_id"]
+
+    def do(tables: Tables) -> None:
+        if what == "forget":
+            forget_documents(tables, loaded, [gone])
+        else:
+            delete_run(tables, find_run(tables, "given"))
+
+    def copy(name: str) -> Tables:
+        shutil.copytree(tmp_path / "tables", tmp_path / name)
+        return Tables(spark, Sink(path=str(tmp_path / name)))
+
+    undisturbed = copy("undisturbed")
+    do(undisturbed)
+    expected = read_all(undisturbed)
+    killed = 0
+    while True:
+        tables = copy(f"killed-{killed}")
+        try:
+            do(KilledTables(tables, killed + 1))
+        except KilledError:
+            killed += 1
+        else:
+            break
+        do(tables)
+        assert read_all(tables) == expected, f"killed after commit {killed}"
+    assert killed >= 5
 
 
 def write_plan(path: Path, plan: Mapping[str, Any]) -> Path:
@@ -283,9 +393,10 @@ def test_the_commands_of_the_page_on_operations(tmp_path: Path, spark: SparkSess
         assert done.returncode == 0, (line, done.stdout, done.stderr)
         said[" ".join(line.split()[1:3])] = done.stdout
     assert "1 documents and 2 rows of explanations removed" in said["forget plan.yaml"]
-    assert "keyword table ready" in said["forget plan.yaml"]
+    assert "Without a keyword table until `lexplain run` makes it again: given" in said["forget plan.yaml"]
     assert "0 rejected (model, document) pairs tried again" in said["retry plan.yaml"]
-    assert "explanations\t" in said["maintain plan.yaml"]
+    assert "keyword table ready" in said["retry plan.yaml"]
+    assert "explanations\t" in said["maintain --tables"]
     assert run.run_id in said["runs list"]
     assert "name: given" in said["runs show"]
     assert f"explanations\t{2 * (N_DOCUMENTS - 1)}" in said["runs delete"]
@@ -293,7 +404,7 @@ def test_the_commands_of_the_page_on_operations(tmp_path: Path, spark: SparkSess
 
 def test_what_the_commands_refuse(tmp_path: Path) -> None:
     for words, code in {
-        ("retry", "plan.yaml"): 2, ("runs", "list", "--tables", "no/tables"): 1, ("maintain", "plan.yaml", "--retain-hours", "1"): 2,
+        ("retry", "plan.yaml"): 2, ("runs", "list", "--tables", "no/tables"): 1, ("maintain", "--retain-hours", "1"): 2,
     }.items():  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-m", "lexplain", *words], cwd=tmp_path, capture_output=True, check=False

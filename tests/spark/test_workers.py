@@ -12,7 +12,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from core.models import save_trainable
-from lexplain.attribution import on_task_device
+from lexplain.devices import on_task_device
 from lexplain.errors import LimitError
 from lexplain.methods import find_method
 from lexplain.pipeline import open_run

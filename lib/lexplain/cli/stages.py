@@ -87,7 +87,7 @@ def retry_command(
     plan: PlanPath,
     rejected: Annotated[bool, typer.Option("--rejected", help="Documents that were rejected.")] = False,
 ) -> None:
-    """Explain documents of a run again, and make its keyword table anew. Documents that came since are left for `run`.
+    """Explain documents of a run again, finish it, and make its keyword table anew. Documents that came since are for `run`.
 
     Example: lexplain retry plan.yaml --rejected
     """
@@ -95,8 +95,8 @@ def retry_command(
         raise typer.BadParameter("say what to try again: lexplain retry PLAN.yaml --rejected")
 
     def retry(run: Run) -> str | None:
+        run.retry_rejected()  # first: a run that stopped for its many rejections goes on after them
         run.attribute()
-        run.retry_rejected()
         return run.aggregate()
 
     run_stages(plan, "retry", retry, pinned=True)

@@ -12,6 +12,7 @@ from lexplain.cli.console import (
     DEMO_TABLES,
     PlanPath,
     TablesPlace,
+    Terminal,
     find_sink,
     load_plan,
     open_job,
@@ -20,9 +21,16 @@ from lexplain.cli.console import (
 )
 from lexplain.errors import PlanError
 from lexplain.tables import RETAIN_HOURS, Tables
-from lexplain.terminal import print_rows
+from lexplain.terminal import StageProgress, print_rows
 
 RunName = Annotated[str, typer.Argument(help="A run_id, or the name of a plan that one run has.", metavar="RUN")]
+
+
+def _open(terminal: Terminal, place: str) -> Tables:
+    sink = find_sink(place)
+    tables = Tables(terminal.open_session("lexplain"), sink)
+    tables.open()
+    return tables
 
 
 def runs_list_command(tables: TablesPlace = DEMO_TABLES) -> None:
@@ -31,9 +39,7 @@ def runs_list_command(tables: TablesPlace = DEMO_TABLES) -> None:
     Example: lexplain runs list --tables lexplain-tables
     """
     with open_terminal("runs", None) as terminal:
-        sink = find_sink(tables)
-        opened = Tables(terminal.open_session("lexplain runs"), sink)
-        opened.open()
+        opened = _open(terminal, tables)
         columns = (
             "run_id",
             "name",
@@ -56,9 +62,7 @@ def runs_show_command(run: RunName, tables: TablesPlace = DEMO_TABLES) -> None:
     with open_terminal("runs", None) as terminal:
         from lexplain.upkeep import find_run
 
-        sink = find_sink(tables)
-        opened = Tables(terminal.open_session("lexplain runs"), sink)
-        opened.open()
+        opened = _open(terminal, tables)
         row = find_run(opened, run)
         print_rows(terminal.console, ("what", "value"), [pair for pair in row.items() if pair[0] != "plan"])
         terminal.console.print(f"\n{escape(row['plan'])}", soft_wrap=True)
@@ -78,10 +82,9 @@ def runs_delete_command(
     with open_terminal("runs", None) as terminal:
         from lexplain.upkeep import delete_run, find_run
 
-        sink = find_sink(tables)
-        opened = Tables(terminal.open_session("lexplain runs"), sink)
+        opened = _open(terminal, tables)
         with opened.lock():
-            opened.create()
+            opened.sign_commits({"command": "runs delete"})
             row = find_run(opened, run)
             removed = delete_run(opened, row)
         print_rows(terminal.console, ("table", "rows deleted"), removed.items())
@@ -93,12 +96,10 @@ def forget_command(
 ) -> None:
     """Remove documents of a plan's sources from every table, and leave them out for good.
 
-    The plan's keyword table is made again without them.
+    Keyword tables that they were in go too: the next `lexplain run` makes them again, without a model.
 
     Example: lexplain forget plan.yaml article-17
     """
-    from lexplain.methods import find_method
-    from lexplain.pipeline import open_run
     from lexplain.upkeep import forget_documents
 
     try:
@@ -109,53 +110,49 @@ def forget_command(
         tables = Tables(spark, loaded.sink)
         with tables.lock():
             tables.create()
+            tables.sign_commits({"command": "forget"})
             progress.start("forget", len(doc_ids), "documents")
             found = forget_documents(tables, loaded, doc_ids)
             progress.finish(f"{found.n_documents} documents and {found.n_explanations} rows of explanations removed")
-        if loaded.name in found.runs:
-            with open_run(spark, loaded, find_method, progress, pinned=True) as run:
-                run.aggregate()
-                run.finish("finished")
         progress.close()
-        others = [name for name in found.runs if name != loaded.name]
-        if others:
+        if not found.n_documents:
+            terminal.console.print("No source of the plan has them yet: they will be left out if they come.")
+        if found.runs:
             terminal.console.print(
-                f"Keyword tables of these plans are gone with it; `lexplain aggregate` makes them again: {escape(', '.join(others))}",
+                f"Without a keyword table until `lexplain run` makes it again: {escape(', '.join(found.runs))}",
                 soft_wrap=True,
             )
         terminal.console.print(
-            "Older versions of the tables hold it until `lexplain maintain` deletes their files. Models that were fine-tuned on it, "
-            "and reports, keep what they have.", soft_wrap=True,
+            "Older versions of the tables hold them until `lexplain maintain` deletes their files. Models that were fine-tuned on "
+            "them, and reports, keep what they have.", soft_wrap=True,
         )  # fmt: skip
 
 
 def maintain_command(
-    plan: PlanPath,
+    tables: TablesPlace = DEMO_TABLES,
     retain_hours: Annotated[
         float, typer.Option(help="Keep files that versions of the last hours need.", min=RETAIN_HOURS)
     ] = RETAIN_HOURS,
 ) -> None:
-    """Compact the tables of a plan's sink, delete files that no version needs, and keyword tables that nothing names.
+    """Compact some tables, delete files that no version needs, and keyword tables that nothing names.
 
-    Example: lexplain maintain plan.yaml
+    Example: lexplain maintain --tables lexplain-tables
     """
     from lexplain.schema import TABLES
-    from lexplain.upkeep import drop_orphans, maintain
+    from lexplain.upkeep import drop_orphans
 
-    try:
-        loaded = load_plan(plan)
-    except PlanError as error:
-        raise refuse(error, BAD_PLAN) from None
-    with open_job("maintain", loaded) as (terminal, spark, progress):
-        tables = Tables(spark, loaded.sink)
-        with tables.lock():
-            tables.create()
-            orphans = drop_orphans(tables)
-            progress.start("maintain", len(TABLES), "tables")
-            rows = []
-            for table in TABLES:
-                rows.append((table, *maintain(tables, table, retain_hours)))
-                progress.advance(1)
-            progress.finish(f"{orphans} keyword tables deleted that no run names")
-        progress.close()
+    with open_terminal("maintain", None) as terminal:
+        opened, progress = _open(terminal, tables), StageProgress(terminal.console)
+        try:
+            with opened.lock():
+                opened.sign_commits({"command": "maintain"})
+                orphans = drop_orphans(opened)
+                progress.start("maintain", len(TABLES), "tables")
+                rows = []
+                for table in TABLES:
+                    rows.append((table, *opened.compact(table, retain_hours)))
+                    progress.advance(1)
+                progress.finish(f"{orphans} keyword tables deleted that no run names")
+        finally:
+            progress.close()
         print_rows(terminal.console, ("table", "files before", "files after"), rows)

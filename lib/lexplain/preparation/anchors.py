@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lexplain.anchors import Anchors
-from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, on_task_device, select_owed
+from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, select_owed
 from lexplain.corpus import Staged
+from lexplain.devices import on_task_device
 from lexplain.executor import ExplainTask
 from lexplain.keys import path_key
 from lexplain.methods.discretized import make_rule

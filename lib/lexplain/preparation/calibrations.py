@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, on_task_device, select_owed
+from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, select_owed
 from lexplain.calibration import (
     MOST_REFERENCE_ERROR,
     SAMPLE_DOCUMENTS,
@@ -22,6 +22,7 @@ from lexplain.calibration import (
     fit_calibration,
 )
 from lexplain.corpus import Staged
+from lexplain.devices import on_task_device
 from lexplain.errors import MethodError
 from lexplain.keys import calibration_key
 from lexplain.plan import FindMethod, Plan

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, on_task_device
+from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task
 from lexplain.corpus import Staged
+from lexplain.devices import on_task_device
 from lexplain.errors import MethodError
 from lexplain.executor import ExplainTask
 from lexplain.keys import neighbours_key
