@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 
-def rank_biased_overlap(first: Sequence[str], second: Sequence[str], p: float = 0.9) -> float:
+def rank_biased_overlap(first: Sequence[Hashable], second: Sequence[Hashable], p: float = 0.9) -> float:
     """Return the extrapolated rank-biased overlap of two lists without repeated entries, whatever their lengths.
 
     Args:
@@ -15,20 +18,32 @@ def rank_biased_overlap(first: Sequence[str], second: Sequence[str], p: float = 
 
     Returns:
         1 for equal lists, 0 for lists that share nothing or of which one is empty.
+    """
+    places = {entry: place for place, entry in enumerate(first)}
+    found = np.array([[places.get(entry, len(first)) for entry in second]], dtype=np.int64)
+    return float(overlap_at(found, len(first), p)[0])
+
+
+def overlap_at(places: NDArray[np.int64], length: int, p: float = 0.9) -> NDArray[np.float64]:
+    """Return the extrapolated rank-biased overlap of one list with each of N others that are of one length, (N,).
+
+    Args:
+        places: (N, L) where the one list has the other's entries, from 0; `length` where it has them not.
+        length: Of the one list.
+        p: As above.
 
     Source: Webber, Moffat & Zobel 2010, equation 32.
     """
-    short, long = sorted((first, second), key=len)
-    s, l = len(short), len(long)  # noqa: E741  # as in the paper
+    s, l = sorted((places.shape[1], length))  # noqa: E741  # as in the paper
     if not s:
-        return 0.0
-    shared = [0]  # X_d: entries that the first d ranks of both have in common
-    for depth in range(1, l + 1):
-        shared.append(len(set(short[:depth]) & set(long[:depth])))
-    agreed = sum(shared[d] / d * p**d for d in range(1, l + 1))
-    assumed = sum(shared[s] * (d - s) / (s * d) * p**d for d in range(s + 1, l + 1))
-    beyond = ((shared[l] - shared[s]) / l + shared[s] / s) * p**l
-    return (1 - p) / p * (agreed + assumed) + beyond
+        return np.zeros(len(places))
+    met = np.where(places < length, np.maximum(places, np.arange(places.shape[1])), l)
+    depth = np.arange(1, l + 1)
+    shared = (met[:, :, None] < depth).sum(1)  # X_d: entries that the first d ranks of both have in common
+    agreed = (shared / depth * p**depth).sum(1)
+    assumed = (shared[:, s - 1 : s] * (depth[s:] - s) / (s * depth[s:]) * p ** depth[s:]).sum(1)
+    beyond = ((shared[:, l - 1] - shared[:, s - 1]) / l + shared[:, s - 1] / s) * p**l
+    return np.asarray((1 - p) / p * (agreed + assumed) + beyond)
 
 
 def jaccard(first: Sequence[str], second: Sequence[str]) -> float:
