@@ -59,6 +59,7 @@ _WIDENING = 1.5
 _STRATA = np.array([2, 3, 4, 6, 9, 13, 21, 41, 101])
 _STRATUM_WORDS = 30
 _GRID = 150
+_SMALLEST = 1e-4
 _EM_STEPS = 40
 # What a word's own variance is weighed against: that of words with its mean, worth so many documents.
 _VARIANCE_DOCUMENTS = 4.0
@@ -66,6 +67,9 @@ _VARIANCE_WORDS = 25
 # Standard deviations beyond which a word is no candidate, and that a posterior's points span.
 _REACH = 4.0
 _POINTS = np.linspace(-6.0, 5.0, 49)
+# A word is left out whose mean hardly comes so near to the k-th best's surest mean; so many are expected to be wrongly.
+_NEAR = 0.4  # in logarithms
+_LEFT_OUT = 0.05
 # Prior of the documents that hold a word and do not select it: most words that are selected are so in most documents.
 _UNSELECTED_SHAPE = 0.1
 _NEW_WORDS = 4000
@@ -225,9 +229,9 @@ class _ClassModel:
         share: f.
         discount: a.
         strength: Worth of a word's own rate of selection, in documents, for a split that has not selected it.
-        points: (M, J) means that a candidate may have.
+        points: (M, J) logarithms of the means that a candidate may have.
         cumulative: (M, J) their posterior probabilities, added up.
-        variance: (M,) of a document's mean score about the word's.
+        variance: (M,) of a document's mean score about the word's, over the square of that.
         freedom: (M,) degrees of freedom of the variance.
         new_rate: Expected number of words that no document has had yet and that may be among the best.
         new_means: (V,) means over the whole corpus that such words may have; empty where there are none.
@@ -252,25 +256,26 @@ def _fit_class(evidence: Evidence, rules: ListRules, label: int, random: np.rand
     if not len(rows):
         none: Floats = np.zeros((0, len(_POINTS)))
         return _ClassModel(rows, rows, share, 0.0, 1.0, none, none, none[:, 0], none[:, 0], 0.0, none[:, 0])
-    documents, mean = evidence.n_documents[rows].astype(float), evidence.mean[rows]
-    variance_of, scale, freedom = _fit_variance(evidence, rows)
+    documents, logs = evidence.n_documents[rows].astype(float), _log_means(evidence, rows)
+    variance_of, scale, freedom = _fit_variance(evidence, rows, logs)
     passes = (evidence.n_selected[rows] >= rules.min_splits) & (evidence.document_frequency[rows] > rules.min_df)
-    surely = np.sort((mean - _REACH * np.sqrt(variance_of(mean) * scale / documents))[passes])
-    bar = float(surely[-rules.k]) if len(surely) >= rules.k else 0.0
-    # A word below the bar is judged by the spread that it would have there: high means vary more.
-    spread = np.sqrt(variance_of(np.maximum(mean, bar)) * scale / documents)
-    near = np.flatnonzero(mean + _REACH * spread >= bar)
-    prior = _fit_prior(mean, documents, variance_of)
-    points, cumulative = _find_posterior(
-        mean[near], documents[near], spread[near], scale[near], freedom[near], prior, variance_of
-    )
+    surely = np.sort((logs - _REACH * _spread(variance_of(logs) * scale, documents))[passes])
+    bar = float(surely[-rules.k]) if len(surely) >= rules.k else -np.inf
+    near = np.flatnonzero(logs + _REACH * _spread(variance_of(logs) * scale, documents) >= bar)
+    prior = _fit_prior(logs, documents, variance_of)
+    points, cumulative = _find_posterior(logs[near], documents[near], scale[near], freedom[near], prior, variance_of)
+    # Left out are words of which, all together, almost none is expected to come near the bar.
+    chance = np.where(logs[near] < bar - _NEAR, 1 - _look_up(points, cumulative, bar - _NEAR), 1.0)
+    order = np.argsort(chance)
+    likely = np.sort(order[np.cumsum(chance[order]) > _LEFT_OUT])
+    near, points, cumulative = near[likely], points[likely], cumulative[likely]
     discount = _fit_discount(documents)
     strength = _fit_strength(evidence, rules, rows)
     new_rate, new_means = _expect_new_words(
         evidence, rules, rows, discount, strength, prior, variance_of, bar, random
     )
     return _ClassModel(
-        rows, rows[near], share, discount, strength, points, cumulative, variance_of(mean[near]) * scale[near],
+        rows, rows[near], share, discount, strength, points, cumulative, variance_of(logs[near]) * scale[near],
         freedom[near], new_rate, new_means,
     )  # fmt: skip
 
@@ -281,26 +286,41 @@ def _fit_discount(documents: Floats) -> float:
     return float(np.clip(1.0 - 2.0 * (twice + 0.5) / (once + 1.0), -1.0, 0.9))
 
 
-def _fit_variance(evidence: Evidence, rows: Integers) -> tuple[_Variance, Floats, Floats]:
-    """Return the variance of a document's mean score as a function of the word's; each word's ratio to it, (N,), and the
-    degrees of freedom of that, (N,)."""
+def _log_means(evidence: Evidence, rows: Integers) -> Floats:
+    """Return logarithms of the words' means, (N,); very small ones, and 0, count as `_SMALLEST` of the largest."""
+    means = evidence.mean[rows]
+    return np.asarray(np.log(np.maximum(means, max(float(means.max()), 1e-12) * _SMALLEST)))
+
+
+def _spread(variance: Floats, documents: Floats | Integers) -> Floats:
+    """Return the deviation of the logarithm of a mean over documents that vary so much, each in relation to the mean.
+
+    Scores that count are above 0, and what a text does to them multiplies: their means are taken as log-normal.
+    """
+    return np.asarray(np.sqrt(np.log1p(variance / documents)))
+
+
+def _fit_variance(evidence: Evidence, rows: Integers, logs: Floats) -> tuple[_Variance, Floats, Floats]:
+    """Return the relative variance of a document's mean score as a function of the word's; each word's ratio to it, (N,);
+    and the degrees of freedom of that, (N,)."""
     mean, cells, documents = evidence.mean[rows], evidence.n_cells[rows], evidence.n_documents[rows]
     squares = evidence.score_squares[rows] - 2 * mean * evidence.products[rows]
     squares = np.maximum(squares + mean**2 * evidence.occurrence_squares[rows], 0.0)
     freedom = np.minimum(cells, documents) - 1.0
     own = squares / evidence.n_occurrences[rows] ** 2 * documents * (freedom + 1) / np.maximum(freedom, 1)
+    own = own / np.exp(2 * logs)
     told = np.flatnonzero((freedom >= 2) & (mean > 0))
     variance_of = _Variance(np.array([0.0]), np.array([np.log(0.25)]))  # half of the mean, where too little tells
     if len(told) >= _VARIANCE_WORDS:
-        told = told[np.argsort(-mean[told])]
+        told = told[np.argsort(-logs[told])]
         # The best words are few and count most, so bins double from the top.
         ends = _VARIANCE_WORDS * 2 ** np.arange(1 + int(np.log2(len(told) / _VARIANCE_WORDS)))
         bins = np.split(told, ends[:-1])
         weights = [np.minimum(freedom[part], 50.0) for part in bins]
-        relative = [np.average(own[part] / mean[part] ** 2, weights=w) for part, w in zip(bins, weights, strict=True)]
-        centres = [np.average(np.log(mean[part]), weights=w) for part, w in zip(bins, weights, strict=True)]
-        variance_of = _Variance(np.array(centres[::-1]), np.log(np.maximum(relative[::-1], 1e-9)))
-    ratio = np.where(freedom >= 1, own / variance_of(mean), 1.0)
+        relative = np.array([np.average(own[part], weights=weight) for part, weight in zip(bins, weights, strict=True)])
+        centres = np.array([np.average(logs[part], weights=weight) for part, weight in zip(bins, weights, strict=True)])
+        variance_of = _Variance(centres[::-1], np.log(np.maximum(relative[::-1], 1e-9)))
+    ratio = np.where(freedom >= 1, own / variance_of(logs), 1.0)
     freedom = np.maximum(freedom, 0.0)
     scale = (_VARIANCE_DOCUMENTS + freedom * ratio) / (_VARIANCE_DOCUMENTS + freedom)
     return variance_of, np.clip(scale, 0.1, 10.0), _VARIANCE_DOCUMENTS + freedom
@@ -318,36 +338,42 @@ class _Variance:
     means: Floats
     relative: Floats
 
-    def __call__(self, mean: Floats) -> Floats:
-        """Return the variance of words with these means."""
-        logs = np.log(np.maximum(mean, 1e-9))
-        return np.asarray(np.exp(np.interp(logs, self.means, self.relative) + 2 * logs))
+    def __call__(self, logs: Floats) -> Floats:
+        """Return the ratio for words whose means have these logarithms."""
+        return np.asarray(np.exp(np.interp(logs, self.means, self.relative)))
 
 
 @dataclass(frozen=True)
 class _Prior:
-    """Distribution of the words' means, by how many documents selected them.
+    """Distribution of the logarithms of the words' means, by how many documents selected them.
 
     Attributes:
-        step: Width of a cell of the grid, from 0.
+        lowest: Where the grid begins.
+        step: Width of a cell.
         densities: (T, G) for each stratum, adding up to 1.
         strata: (T - 1,) number of documents from which the next stratum is.
     """
 
+    lowest: float
     step: float
     densities: Floats
     strata: Integers
 
-    def __call__(self, mean: Floats, documents: Floats) -> Floats:
-        """Return the density at means (N, J) of words with so many documents, (N,)."""
-        place = np.clip(mean / self.step, 0.0, self.densities.shape[1] - 1.001)
+    def __call__(self, logs: Floats, documents: Floats) -> Floats:
+        """Return the density at (N, J) of words with so many documents, (N,)."""
+        place = np.clip((logs - self.lowest) / self.step - 0.5, 0.0, self.densities.shape[1] - 1.001)
         lower = place.astype(int)
         rows = np.searchsorted(self.strata, documents, side="right")[:, None]
         part = place - lower
         return np.asarray(self.densities[rows, lower] * (1 - part) + self.densities[rows, lower + 1] * part)
 
+    def draw(self, count: int, random: np.random.Generator) -> Floats:
+        """Return so many of the words of the lowest stratum."""
+        chances = self.densities[0] / self.densities[0].sum()
+        return np.asarray(self.lowest + (random.choice(_GRID, count, p=chances) + 0.5) * self.step)
 
-def _fit_prior(mean: Floats, documents: Floats, variance_of: _Variance) -> _Prior:
+
+def _fit_prior(logs: Floats, documents: Floats, variance_of: _Variance) -> _Prior:
     bounds = _STRATA
     while len(bounds):  # a stratum of few words is put to its smaller neighbour
         counts = np.bincount(np.searchsorted(bounds, documents, side="right"), minlength=len(bounds) + 1)
@@ -355,47 +381,53 @@ def _fit_prior(mean: Floats, documents: Floats, variance_of: _Variance) -> _Prio
         if not len(small):
             break
         bounds = np.delete(bounds, max(0, small[-1] - 1))
-    top = max(float(mean.max()), 1e-9) * 1.05
-    grid = (np.arange(_GRID) + 0.5) * top / _GRID
+    lowest, highest = float(logs.min()) - 0.5, float(logs.max()) + 0.5
+    step = (highest - lowest) / _GRID
+    grid = lowest + (np.arange(_GRID) + 0.5) * step
     strata = np.searchsorted(bounds, documents, side="right")
     densities = np.empty((len(bounds) + 1, _GRID))
     for stratum in range(len(bounds) + 1):
         own = strata == stratum
-        counts = np.bincount((mean[own] / top * _GRID).astype(int), minlength=_GRID)
-        typical = float(np.exp(np.log(documents[own]).mean())) if own.any() else 1.0
-        densities[stratum] = _deconvolve(counts, grid, variance_of(grid) / typical + (top / _GRID) ** 2 / 12)
-    return _Prior(top / _GRID, densities, bounds)
+        counts = np.bincount(((logs[own] - lowest) / step).astype(int), minlength=_GRID)
+        typical = np.array([np.exp(np.log(documents[own]).mean()) if own.any() else 1.0])
+        densities[stratum] = _deconvolve(counts, grid, _spread(variance_of(grid), typical), step)
+    return _Prior(lowest, step, densities, bounds)
 
 
-def _deconvolve(counts: Integers, grid: Floats, variance: Floats) -> Floats:
+def _deconvolve(counts: Integers, grid: Floats, spread: Floats, step: float) -> Floats:
     """Return the distribution of true means that makes observed ones, counted on the grid, likely; (G,).
 
     Few steps of EM from the observed: more would follow the noise of the counts.
     """
-    likelihood = np.exp(-((grid[:, None] - grid) ** 2) / (2 * variance)) / np.sqrt(variance)  # (observed, true)
-    weights = (counts + 0.1 / len(grid)) / (counts.sum() + 0.1)
+    variance = spread**2 + step**2 / 12
+    distance = grid[:, None] - (grid - spread**2 / 2)  # observed, true
+    likelihood = np.exp(-(distance**2) / (2 * variance)) / np.sqrt(variance)
+    weights = (counts + 0.01 / len(grid)) / (counts.sum() + 0.01)
     seen = counts > 0
     for _ in range(_EM_STEPS):
         fitted = likelihood[seen] @ weights
         weights = weights * (likelihood[seen].T @ (counts[seen] / np.maximum(fitted, 1e-300)))
         weights /= max(weights.sum(), 1e-300)
-    return np.asarray(0.999 * weights + 0.001 / len(grid))
+    return np.asarray(weights + 0.01 / max(counts.sum(), 1) / len(grid))
 
 
 def _find_posterior(
-    mean: Floats, documents: Floats, spread: Floats, scale: Floats, freedom: Floats, prior: _Prior,
-    variance_of: _Variance,
-) -> tuple[Floats, Floats]:  # fmt: skip
+    logs: Floats, documents: Floats, scale: Floats, freedom: Floats, prior: _Prior, variance_of: _Variance
+) -> tuple[Floats, Floats]:
     """Return points (M, J) and their cumulative probabilities; the likelihood is Student's, the variance being estimated."""
-    points = np.maximum(mean[:, None] + _POINTS * spread[:, None], 0.0)
-    variance = variance_of(points) * (scale / documents)[:, None]
-    freedom = freedom[:, None]
-    distance = np.log1p((mean[:, None] - points) ** 2 / (variance * freedom))
-    logs = np.log(prior(points, documents)) - (freedom + 1) / 2 * distance - np.log(variance) / 2
-    weights = np.exp(logs - logs.max(1, keepdims=True)) * (points > 0)
-    weights[:, -1] += 1e-12
-    cumulative = np.cumsum(weights, axis=1)
+    points = logs[:, None] + _POINTS * _spread(variance_of(logs) * scale, documents)[:, None]
+    spread = _spread(variance_of(points) * scale[:, None], documents[:, None])
+    distance = np.log1p((logs[:, None] - points + spread**2 / 2) ** 2 / (spread**2 * freedom[:, None]))
+    found = np.log(prior(points, documents)) - (freedom[:, None] + 1) / 2 * distance - np.log(spread)
+    cumulative = np.cumsum(np.exp(found - found.max(1, keepdims=True)), axis=1)
     return points, cumulative / cumulative[:, -1:]
+
+
+def _look_up(points: Floats, cumulative: Floats, mean: float) -> Floats:
+    """Return each row's probability of a mean below this one, (M,)."""
+    above = np.argmax(points >= mean, axis=1)
+    below = np.take_along_axis(cumulative, np.maximum(above - 1, 0)[:, None], 1)[:, 0]
+    return np.where(points[:, -1] < mean, 1.0, np.where(above == 0, 0.0, below))
 
 
 def _fit_strength(evidence: Evidence, rules: ListRules, rows: Integers) -> float:
@@ -460,9 +492,10 @@ def _expect_new_words(
     frequency = evidence.document_frequency[like]
     if not rules.known_frequencies:
         frequency = documents + random.poisson((frequency - 1) / share)
-    true = (random.choice(_GRID, _NEW_WORDS, p=prior.densities[0] / prior.densities[0].sum()) + 0.5) * prior.step
-    means = true + random.standard_normal(_NEW_WORDS) * np.sqrt(variance_of(true) / documents)
-    good = means[(means >= bar) & (frequency > rules.min_df)]
+    true = prior.draw(_NEW_WORDS, random)
+    spread = _spread(variance_of(true), documents)
+    means = np.exp(true + random.standard_normal(_NEW_WORDS) * spread - spread**2 / 2)
+    good = means[(means >= np.exp(bar)) & (frequency > rules.min_df)]
     return float(rates.sum() * len(good) / _NEW_WORDS), good
 
 
@@ -555,9 +588,10 @@ def _draw_means(evidence: Evidence, model: _ClassModel, to_come: Integers, rando
     lower = np.where(upper % model.points.shape[1] > 0, upper - 1, upper)
     true = flat[upper] + random.random((draws, count)) * (flat[lower] - flat[upper])
     noise = random.standard_normal((draws, count)) * np.sqrt(model.freedom / random.chisquare(model.freedom, (draws, count)))
-    scores = true + noise * np.sqrt(model.variance / np.maximum(to_come, 1))
+    spread = _spread(model.variance, np.maximum(to_come, 1))
+    scores = np.exp(true + np.clip(noise, -_REACH, _REACH) * spread - spread**2 / 2)
     occurrences = to_come * (evidence.n_occurrences[rows] / evidence.n_documents[rows])
-    whole = evidence.score_sum[rows] + occurrences * np.maximum(scores, 0.0)
+    whole = evidence.score_sum[rows] + occurrences * scores
     return np.asarray(whole / (evidence.n_occurrences[rows] + occurrences))
 
 
