@@ -53,14 +53,14 @@ _INTERVAL = (0.025, 0.975)
 
 # An interval takes the estimated priors for the true ones, so it is too short (Laird & Louis 1987). By so much, on runs of
 # the simulation other than those that are reported.
-_WIDENING = 1.5
+_WIDENING = 1.75
 
 # Words are put together by how many documents selected them: few have many, so the steps grow.
 _STRATA = np.array([2, 3, 4, 6, 9, 13, 21, 41, 101])
 _STRATUM_WORDS = 30
 _GRID = 150
 _SMALLEST = 1e-4
-_EM_STEPS = 40
+_EM_STEPS = 25
 # What a word's own variance is weighed against: that of words with its mean, worth so many documents.
 _VARIANCE_DOCUMENTS = 4.0
 _VARIANCE_WORDS = 25
@@ -233,7 +233,8 @@ class _ClassModel:
         cumulative: (M, J) their posterior probabilities, added up.
         variance: (M,) of a document's mean score about the word's, over the square of that.
         freedom: (M,) degrees of freedom of the variance.
-        new_rate: Expected number of words that no document has had yet and that may be among the best.
+        arrivals: Expected number of words that no document has had yet and that pass the rules, for each that one has had.
+        new_rate: Expected number of them that may be among the best.
         new_means: (V,) means over the whole corpus that such words may have; empty where there are none.
     """
 
@@ -246,6 +247,7 @@ class _ClassModel:
     cumulative: Floats
     variance: Floats
     freedom: Floats
+    arrivals: float
     new_rate: float
     new_means: Floats
 
@@ -255,7 +257,7 @@ def _fit_class(evidence: Evidence, rules: ListRules, label: int, random: np.rand
     share = float(evidence.shares[label])
     if not len(rows):
         none: Floats = np.zeros((0, len(_POINTS)))
-        return _ClassModel(rows, rows, share, 0.0, 1.0, none, none, none[:, 0], none[:, 0], 0.0, none[:, 0])
+        return _ClassModel(rows, rows, share, 0.0, 1.0, none, none, none[:, 0], none[:, 0], 0.0, 0.0, none[:, 0])
     documents, logs = evidence.n_documents[rows].astype(float), _log_means(evidence, rows)
     variance_of, scale, freedom = _fit_variance(evidence, rows, logs)
     passes = (evidence.n_selected[rows] >= rules.min_splits) & (evidence.document_frequency[rows] > rules.min_df)
@@ -271,12 +273,12 @@ def _fit_class(evidence: Evidence, rules: ListRules, label: int, random: np.rand
     near, points, cumulative = near[likely], points[likely], cumulative[likely]
     discount = _fit_discount(documents)
     strength = _fit_strength(evidence, rules, rows)
-    new_rate, new_means = _expect_new_words(
+    arrivals, new_rate, new_means = _expect_new_words(
         evidence, rules, rows, discount, strength, prior, variance_of, bar, random
     )
     return _ClassModel(
         rows, rows[near], share, discount, strength, points, cumulative, variance_of(logs[near]) * scale[near],
-        freedom[near], new_rate, new_means,
+        freedom[near], arrivals, new_rate, new_means,
     )  # fmt: skip
 
 
@@ -466,8 +468,9 @@ def _chance_of_none(rate: Floats, strength: float | Floats, before: Floats, to_c
 def _expect_new_words(
     evidence: Evidence, rules: ListRules, rows: Integers, discount: float, strength: float, prior: _Prior,
     variance_of: _Variance, bar: float, random: np.random.Generator,
-) -> tuple[float, Floats]:  # fmt: skip
-    """Return how many words to expect that no document has had so far and that pass the rules and the bar, and their means.
+) -> tuple[float, float, Floats]:  # fmt: skip
+    """Return how many words to expect that no document has had so far and that pass the rules, for each that one has had;
+    how many that pass the bar as well; and their means.
 
     They are like the words that one document has had: in their means, and in the documents that hold and do not select them.
     """
@@ -476,7 +479,7 @@ def _expect_new_words(
     once = rows[evidence.n_documents[rows] == 1]
     share = float(evidence.shares[evidence.label[rows[0]]])
     if not len(once) or share == 1.0:
-        return 0.0, np.zeros(0)
+        return 0.0, 0.0, np.zeros(0)
     count = np.arange(1, _NEW_DOCUMENTS + 1)
     logs = count * np.log1p(-share) + gammaln(count - discount) - gammaln(count + 1) - gammaln(1 - discount)
     rate = float(np.mean(_selection_rate(evidence, rules, once)))
@@ -486,7 +489,7 @@ def _expect_new_words(
     enough = (ways * (1 - none[:, None]) ** splits * none[:, None] ** (rules.n_splits - splits)).sum(1)
     rates = len(once) * share**-discount * np.exp(logs) * enough
     if not rates.sum():
-        return 0.0, np.zeros(0)
+        return 0.0, 0.0, np.zeros(0)
     documents = random.choice(count, _NEW_WORDS, p=rates / rates.sum())
     like = random.choice(once, _NEW_WORDS)
     frequency = evidence.document_frequency[like]
@@ -495,20 +498,45 @@ def _expect_new_words(
     true = prior.draw(_NEW_WORDS, random)
     spread = _spread(variance_of(true), documents)
     means = np.exp(true + random.standard_normal(_NEW_WORDS) * spread - spread**2 / 2)
-    good = means[(means >= np.exp(bar)) & (frequency > rules.min_df)]
-    return float(rates.sum() * len(good) / _NEW_WORDS), good
+    passing = frequency > rules.min_df
+    good = means[(means >= np.exp(bar)) & passing]
+    total = float(rates.sum())
+    return total * float(passing.mean()) / len(once), total * len(good) / _NEW_WORDS, good
 
 
 # --- draws ----------------------------------------------------------------------------------------------------
 
 
-def _keep_distinct(word: Integers, passes: NDArray[np.bool_], rules: ListRules) -> NDArray[np.bool_]:
-    """Return which rows are kept, (draws, R): those that pass, of words that at most so many classes keep."""
+def _keep_distinct(
+    word: Integers, passes: NDArray[np.bool_], rules: ListRules, arrived: Integers | None = None
+) -> NDArray[np.bool_]:
+    """Return which rows are kept, (draws, R): those that pass, of words that at most so many classes keep.
+
+    `arrived`, (draws, R'), are further classes of each of the R' distinct words.
+    """
     if rules.max_classes is None or not len(word):
         return passes
-    starts = np.flatnonzero(np.append(True, word[1:] != word[:-1]))
-    counts = np.add.reduceat(passes.astype(np.int16), starts, axis=1)
+    starts = _find_starts(word)
+    counts = np.add.reduceat(passes.astype(np.int64), starts, axis=1) + (0 if arrived is None else arrived)
     return np.asarray(passes & np.repeat(counts <= rules.max_classes, np.diff(np.append(starts, len(word))), axis=1))
+
+
+def _find_starts(word: Integers) -> Integers:
+    return np.flatnonzero(np.append(True, word[1:] != word[:-1]))
+
+
+def _draw_arrivals(
+    evidence: Evidence, models: Sequence[_ClassModel], rows: Integers, draws: int, random: np.random.Generator
+) -> Integers | None:
+    """Return in how many classes each distinct word will pass that have not had it yet, (draws, R').
+
+    By the law of new words: each class in which one document has had the word tells of classes in which none has yet.
+    """
+    if not len(rows):
+        return None
+    rates = np.where(evidence.n_documents[rows] == 1, _per_row(evidence, rows, [model.arrivals for model in models]), 0.0)
+    expected = np.add.reduceat(rates, _find_starts(evidence.word[rows]))
+    return np.asarray(random.poisson(expected, (draws, len(expected))))
 
 
 def _draw_lists(
@@ -521,7 +549,8 @@ def _draw_lists(
     place[rows] = np.arange(len(rows))
     to_come = _draw_documents(evidence, models, rows, draws, random)
     passes = _draw_passes(evidence, rules, models, rows, to_come, random)
-    kept = _keep_distinct(evidence.word[rows], passes, rules)
+    arrived = _draw_arrivals(evidence, models, rows, draws, random)
+    kept = _keep_distinct(evidence.word[rows], passes, rules, arrived)
     found = []
     for model in models:
         where = place[model.candidates]

@@ -2,8 +2,9 @@
 
 A corpus is explained once, by linear models (a word's score is its coefficient times its value), and then read again and
 again in random orders of its chunks, as the attribution stage would. After a chunk each class's list is compared with
-the prediction of `lexplain.settling`, and with the list of the whole corpus, which the prediction does not know. With a
-threshold a settled class is read no further, the others go on.
+the prediction of `lexplain.settling`, and with the list of the whole corpus, which the prediction does not know. All classes
+are read to the end, and where each would have stopped is told for several thresholds; some runs are made again with
+settled classes read no further, which changes the others by the rule that a word may be kept by few classes only.
 
 Two corpora: 20 Newsgroups, labelled, each model explaining what it was not trained on; and one that is generated,
 unlabelled, of words by Zipf's law and classes of which each is half as frequent as the one before.
@@ -50,6 +51,8 @@ K = 20
 TOP_N = 20
 SPLITS = 5
 THRESHOLDS = (0.8, 0.9, 0.95)
+STOPPED_AT = 0.9
+CHUNKS = 20
 GROUPS = 20
 SHARE_HELD_OUT = 0.33
 SCALE = 10.0  # of the normalised counts: an early stop would leave smaller ones without a confident prediction
@@ -324,8 +327,8 @@ class Look:
         return self.prediction.low - 1e-9 <= self.achieved <= self.prediction.high + 1e-9
 
 
-def read_randomly(corpus: Explained, whole: list[list[int]], run: int, threshold: float | None) -> Iterator[tuple[Look, bool]]:
-    """Yield each look at each class that is still read, and whether it ends there."""
+def read_randomly(corpus: Explained, whole: list[list[int]], run: int, threshold: float | None) -> Iterator[Look]:
+    """Yield each look at each class; with a threshold a settled class is read no further, and looked at no more."""
     order = np.random.default_rng([11, run]).permutation(corpus.n_chunks * GROUPS)
     reading, active = Reading(corpus), np.array([len(listed) > 0 for listed in whole])
     looks: list[list[Prediction]] = [[] for _ in corpus.labels]
@@ -343,9 +346,8 @@ def read_randomly(corpus: Explained, whole: list[list[int]], run: int, threshold
             if not active[label]:
                 continue
             looks[label].append(prediction)
-            stops = threshold is not None and is_settled(looks[label], threshold, K)
-            yield Look(run, prediction, rank_biased_overlap(lists[label], whole[label], P)), stops
-            active[label] = not stops
+            yield Look(run, prediction, rank_biased_overlap(lists[label], whole[label], P))
+            active[label] = threshold is None or not is_settled(looks[label], threshold, K)
         if not active.any():
             return
 
@@ -355,7 +357,7 @@ def read_randomly(corpus: Explained, whole: list[list[int]], run: int, threshold
 _read: dict[str, tuple[Explained, list[list[int]]]] = {}
 
 
-def _simulate(job: tuple[str, int, float | None]) -> list[tuple[Look, bool]]:
+def _simulate(job: tuple[str, int, float | None]) -> list[Look]:
     name, run, threshold = job
     corpus, whole = _read[name]
     return list(read_randomly(corpus, whole, run, threshold))
@@ -365,9 +367,21 @@ def mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if len(values) else None
 
 
-def describe_stops(corpus: Explained, whole: list[list[int]], found: Sequence[tuple[Look, bool]], runs: int) -> dict[str, Any]:
+def find_stops(found: Sequence[Look], threshold: float) -> list[Look]:
+    """Return the look at which each class of each run is first settled; none where it never is."""
+    runs: dict[tuple[int, int], list[Look]] = {}
+    for look in found:
+        runs.setdefault((look.run, look.prediction.label), []).append(look)
+    stops = []
+    for looks in runs.values():
+        predictions = [look.prediction for look in looks]
+        ends = (end for end in range(len(looks)) if is_settled(predictions[: end + 1], threshold, K))
+        stops += [looks[end] for end in [next(ends, None)] if end is not None]
+    return stops
+
+
+def describe_stops(corpus: Explained, whole: list[list[int]], stops: Sequence[Look], threshold: float, runs: int) -> dict[str, Any]:
     """Return what stopping at a threshold came to: over all classes that have a list, and class by class."""
-    stops = [look for look, ends in found if ends]
     described = {}
     for label in [None, *(number for number, listed in enumerate(whole) if listed)]:
         some = [look for look in stops if label in (None, look.prediction.label)]
@@ -380,17 +394,17 @@ def describe_stops(corpus: Explained, whole: list[list[int]], found: Sequence[tu
             "predicted": mean([look.prediction.overlap for look in some]),
             "low": mean([look.prediction.low for look in some]),
             "achieved": mean([look.achieved for look in some]),
-            "above_threshold": mean([look.achieved >= look.prediction.low for look in some]),
+            "at_least_threshold": mean([look.achieved >= threshold for look in some]),
         }
     return described
 
 
-def describe_looks(found: Sequence[tuple[Look, bool]]) -> list[dict[str, Any]]:
+def describe_looks(found: Sequence[Look]) -> list[dict[str, Any]]:
     """Return the coverage at each look, all classes together."""
-    shares = sorted({round(look.prediction.share, 6) for look, _ in found})
+    shares = sorted({round(look.prediction.share, 6) for look in found})
     rows = []
     for share in shares:
-        some = [look for look, _ in found if round(look.prediction.share, 6) == share]
+        some = [look for look in found if round(look.prediction.share, 6) == share]
         rows.append({
             "share": share, "predictions": len(some), "covered": mean([look.covers for look in some]),
             "predicted": mean([look.prediction.overlap for look in some]), "achieved": mean([look.achieved for look in some]),
@@ -401,7 +415,7 @@ def describe_looks(found: Sequence[tuple[Look, bool]]) -> list[dict[str, Any]]:
     return rows
 
 
-def measure(name: str, corpus: Explained, runs: int, processes: int) -> dict[str, Any]:
+def measure(name: str, corpus: Explained, runs: int, stopped_runs: int, processes: int) -> dict[str, Any]:
     """Return the figures of one corpus."""
     started = time.perf_counter()
     whole = read_whole(corpus)
@@ -415,15 +429,21 @@ def measure(name: str, corpus: Explained, runs: int, processes: int) -> dict[str
         },
     }  # fmt: skip
     with multiprocessing.get_context("fork").Pool(processes) as pool:
-        for threshold in (None, *THRESHOLDS):
-            jobs = [(name, run, threshold) for run in range(runs)]
-            found = [each for some in pool.imap(_simulate, jobs) for each in some]
+        for threshold, count in ((None, runs), (STOPPED_AT, stopped_runs)):
+            found = [each for some in pool.imap(_simulate, [(name, run, threshold) for run in range(count)]) for each in some]
             if threshold is None:
+                record["covered"] = mean([look.covers for look in found])
                 record["looks"] = describe_looks(found)
-                record["covered"] = mean([look.covers for look, _ in found])
+                stops = {each: find_stops(found, each) for each in THRESHOLDS}
+                record["stops"] = {
+                    str(each): describe_stops(corpus, whole, some, each, runs) for each, some in stops.items()
+                }
             else:
-                record.setdefault("stops", {})[str(threshold)] = describe_stops(corpus, whole, found, runs)
-            print(f"{name} {threshold}: {time.perf_counter() - started:.0f} s", flush=True)
+                some = find_stops(found, threshold)
+                record["read_no_further"] = {
+                    "runs": count, "threshold": threshold, **describe_stops(corpus, whole, some, threshold, count)["all"],
+                }
+            print(f"{name}, {count} runs: {time.perf_counter() - started:.0f} s", flush=True)
     return record
 
 
@@ -455,6 +475,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Simulate, write the JSON file after each corpus, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200, help="random orders of each corpus's chunks (default: 200)")
+    parser.add_argument("--stopped-runs", type=int, default=40, help="of these, read again with settled classes left alone")
     parser.add_argument("--documents", type=int, default=200_000, help="of the generated corpus (default: 200000)")
     parser.add_argument("--on", nargs="+", choices=["newsgroups", "generated"], default=["newsgroups", "generated"])
     parser.add_argument("--processes", type=int, default=1, help="runs at a time (default: 1)")
@@ -464,10 +485,10 @@ def main(words: Sequence[str] | None = None) -> None:
     record: dict[str, Any] = {"k": K, "p": P, "corpora": {}}
     for name in arguments.on:
         if name == "newsgroups":
-            corpus = explain_newsgroups(arguments.cache, 20)
+            corpus = explain_newsgroups(arguments.cache, CHUNKS)
         else:
-            corpus = explain_generated(arguments.documents, 40, 0)
-        record["corpora"][name] = measure(name, corpus, arguments.runs, arguments.processes)
+            corpus = explain_generated(arguments.documents, CHUNKS, 0)
+        record["corpora"][name] = measure(name, corpus, arguments.runs, arguments.stopped_runs, arguments.processes)
         arguments.out.write_text(json.dumps(record, indent=2) + "\n")
     print(write_tables(record))
 
