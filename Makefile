@@ -86,7 +86,7 @@ bench-methods: $(BENCH_READY)  ## what the methods cost and promise, hours; one 
 	@for part in newsgroups bars tolerance 'tolerance --on newsgroups' ablation 'ablation --on newsgroups' methods 'methods --on newsgroups'; do \
 	  echo "bench.$$part"; PYTHONPATH=tests $(BIN)/python -m bench.$$part || exit 1; done
 
-bench-scale: $(BENCH_READY)  ## explanations to keywords beside DuckDB, to 100 million word rows, and files that queries read; an hour, 10 GB
+bench-scale: $(BENCH_READY)  ## explanations to keywords beside DuckDB, to 100 million word rows, and what queries read; 10 GB of disk
 	@PYTHONPATH=tests $(BIN)/python -m bench.aggregation $(BENCH)
 	@PYTHONPATH=tests $(BIN)/python -m bench.layout
 

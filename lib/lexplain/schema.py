@@ -383,7 +383,7 @@ TABLES: dict[str, Table] = {
             properties={
                 # A chunk is written by a task for every few documents, each of which would leave a file.
                 "delta.autoOptimize.optimizeWrite": "true",
-                # What queries select by. A file with all columns' statistics is three times as long in the log.
+                # What queries select by. With all columns' statistics a file takes three times the room in the log.
                 "delta.dataSkippingStatsColumns": "explain_key,corpus_key,increment,bucket,split,status,label",
             },
         ),
