@@ -35,17 +35,9 @@ from sklearn.preprocessing import normalize
 
 from bench.attribution import add_cache
 from bench.newsgroups import fetch_newsgroups
+from lexplain.extrapolation import Evidence, ListRules
 from lexplain.overlap import rank_biased_overlap
-from lexplain.settling import (
-    P,
-    Evidence,
-    ListRules,
-    Prediction,
-    is_due,
-    is_settled,
-    predict_overlaps,
-    rank_words,
-)
+from lexplain.settling import P, Prediction, is_due, is_settled, predict_overlaps, rank_words
 
 K = 20
 TOP_N = 20
@@ -133,7 +125,7 @@ def collect(
     gold: NDArray[np.int64] | None,
 ) -> Explained:  # fmt: skip
     """Return the sums by cell of the words that count."""
-    n_documents, n_words, cells = counts.shape[0], counts.shape[1], n_chunks * GROUPS
+    n_documents, cells = counts.shape[0], n_chunks * GROUPS
     cell = np.random.default_rng(seed).permutation(np.arange(n_documents) % cells)
     pairs, row = np.unique(scores.word * len(labels) + scores.label, return_inverse=True)
     size = len(pairs)
@@ -167,7 +159,9 @@ def collect(
     )  # fmt: skip
 
 
-def _sum_by(row: NDArray[Any], column: NDArray[Any], values: NDArray[Any], rows: int, columns: int) -> sparse.csc_matrix:
+def _sum_by(
+    row: NDArray[Any], column: NDArray[Any], values: NDArray[Any], rows: int, columns: int
+) -> sparse.csc_matrix:
     return sparse.coo_matrix((values, (row, column)), (rows, columns)).tocsc()
 
 
@@ -210,12 +204,12 @@ def explain_newsgroups(cache: Path, n_chunks: int) -> Explained:
 def generate_documents(n_documents: int, n_labels: int, seed: int) -> tuple[sparse.csr_matrix, NDArray[np.int64]]:
     """Return word counts and labels of documents: words by Zipf's law, each class half as frequent as the one before.
 
-    A quarter of the words is more or less frequent in a class than elsewhere, by a factor whose logarithm is normal.
+    In each class one word of sixteen is more or less frequent than elsewhere, by a factor whose logarithm is normal.
     """
     world, random = np.random.default_rng(1), np.random.default_rng([2, seed])
     words = 60_000
     zipf = 1 / np.arange(1, words + 1) ** 1.05
-    lift = np.exp(world.normal(0, 1.5, (n_labels, words)) * (world.random((n_labels, words)) < 0.25 / n_labels * 2))
+    lift = np.exp(world.normal(0, 1.5, (n_labels, words)) * (world.random((n_labels, words)) < 1 / 16))
     shares = 0.5 ** np.arange(n_labels)
     label = random.choice(n_labels, n_documents, p=shares / shares.sum())
     label[:n_labels] = np.arange(n_labels)
@@ -380,7 +374,9 @@ def find_stops(found: Sequence[Look], threshold: float) -> list[Look]:
     return stops
 
 
-def describe_stops(corpus: Explained, whole: list[list[int]], stops: Sequence[Look], threshold: float, runs: int) -> dict[str, Any]:
+def describe_stops(
+    corpus: Explained, whole: list[list[int]], stops: Sequence[Look], threshold: float, runs: int
+) -> dict[str, Any]:
     """Return what stopping at a threshold came to: over all classes that have a list, and class by class."""
     described = {}
     for label in [None, *(number for number, listed in enumerate(whole) if listed)]:
@@ -430,7 +426,9 @@ def measure(name: str, corpus: Explained, runs: int, stopped_runs: int, processe
     }  # fmt: skip
     with multiprocessing.get_context("fork").Pool(processes) as pool:
         for threshold, count in ((None, runs), (STOPPED_AT, stopped_runs)):
-            found = [each for some in pool.imap(_simulate, [(name, run, threshold) for run in range(count)]) for each in some]
+            found = [
+                each for some in pool.imap(_simulate, [(name, run, threshold) for run in range(count)]) for each in some
+            ]
             if threshold is None:
                 record["covered"] = mean([look.covers for look in found])
                 record["looks"] = describe_looks(found)
@@ -441,7 +439,9 @@ def measure(name: str, corpus: Explained, runs: int, stopped_runs: int, processe
             else:
                 some = find_stops(found, threshold)
                 record["read_no_further"] = {
-                    "runs": count, "threshold": threshold, **describe_stops(corpus, whole, some, threshold, count)["all"],
+                    "runs": count,
+                    "threshold": threshold,
+                    **describe_stops(corpus, whole, some, threshold, count)["all"],
                 }
             print(f"{name}, {count} runs: {time.perf_counter() - started:.0f} s", flush=True)
     return record
@@ -466,8 +466,13 @@ def write_tables(record: dict[str, Any]) -> str:
             for label, row in classes.items():
                 of = found["classes"].get(label, {})
                 half = of.get("halves", mean([each["halves"] for each in found["classes"].values() if each["list"]]))
-                cells = ["" if row[key] is None else f"{row[key]:.3f}" for key in ("stopped", "share_saved", "covered", "predicted", "achieved")]
-                lines.append(f"| {label} | {of.get('documents', '')} | {half:.3f} | {threshold} | " + " | ".join(cells) + " |")
+                cells = [
+                    "" if row[key] is None else f"{row[key]:.3f}"
+                    for key in ("stopped", "share_saved", "covered", "predicted", "achieved")
+                ]
+                lines.append(
+                    f"| {label} | {of.get('documents', '')} | {half:.3f} | {threshold} | " + " | ".join(cells) + " |"
+                )
     return "\n".join(lines)
 
 
@@ -475,7 +480,9 @@ def main(words: Sequence[str] | None = None) -> None:
     """Simulate, write the JSON file after each corpus, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200, help="random orders of each corpus's chunks (default: 200)")
-    parser.add_argument("--stopped-runs", type=int, default=40, help="of these, read again with settled classes left alone")
+    parser.add_argument(
+        "--stopped-runs", type=int, default=40, help="of these, read again with settled classes left alone"
+    )
     parser.add_argument("--documents", type=int, default=200_000, help="of the generated corpus (default: 200000)")
     parser.add_argument("--on", nargs="+", choices=["newsgroups", "generated"], default=["newsgroups", "generated"])
     parser.add_argument("--processes", type=int, default=1, help="runs at a time (default: 1)")

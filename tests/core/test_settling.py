@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lexplain.extrapolation import Evidence, ListRules
 from lexplain.overlap import rank_biased_overlap
-from lexplain.settling import (
-    Evidence,
-    ListRules,
-    Prediction,
-    is_due,
-    is_settled,
-    predict_overlaps,
-    rank_words,
-)
+from lexplain.settling import Prediction, is_due, is_settled, predict_overlaps, rank_words
 
 SPLITS, LABELS, CELLS = 5, 3, 100
 RULES = ListRules(k=10, n_splits=SPLITS, min_splits=3, min_df=5, max_classes=None, known_frequencies=False)
@@ -158,7 +152,9 @@ def test_intervals_cover_what_is_achieved(share: int, max_classes: int | None) -
         world = make_world(100 + seed)
         whole = rank_words(read(world, np.arange(CELLS)), rules)
         evidence = read(world, np.arange(share))
-        for listed, of, found in zip(rank_words(evidence, rules), whole, predict_overlaps(evidence, rules), strict=True):
+        for listed, of, found in zip(
+            rank_words(evidence, rules), whole, predict_overlaps(evidence, rules), strict=True
+        ):
             achieved = rank_biased_overlap(listed, of)
             covered.append(found.low - 1e-9 <= achieved <= found.high + 1e-9)
             below.append(achieved < found.low)
@@ -171,7 +167,9 @@ def test_words_that_no_document_has_had_yet_make_a_list_less_sure(world: World) 
     evidence = read(world, np.arange(20))
     rare = evidence.n_documents > 3
     known = {
-        field.name: getattr(evidence, field.name)[rare] for field in dataclasses.fields(Evidence) if field.name != "shares"
+        field.name: getattr(evidence, field.name)[rare]
+        for field in dataclasses.fields(Evidence)
+        if field.name != "shares"
     }
     rules = dataclasses.replace(RULES, min_df=0, min_splits=1)
     with_rare = predict_overlaps(evidence, rules)
@@ -200,4 +198,4 @@ def test_looks_are_due_as_the_share_grows() -> None:
             looks.append(chunk)
     assert looks[:4] == [1, 2, 3, 4]
     assert len(looks) < 60
-    assert all(later / earlier >= 1.249 for earlier, later in zip(looks, looks[1:], strict=False))
+    assert all(later / earlier >= 1.249 for earlier, later in pairwise(looks))
