@@ -177,6 +177,7 @@ def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int) ->
             twice, changed time and again while it was read, or documents staged before were changed or deleted.
     """
     key = corpus_key(source)
+    _refuse_half_forgotten(tables, source, name)
     recorded = _record_staged(tables, source)
     for _ in range(_READINGS):
         snapshot = take_snapshot(tables.spark, source, name)
@@ -190,6 +191,23 @@ def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int) ->
         f"{name}={source.origin!r} changed each of {_READINGS} times while it was read. The documents would have been "
         "those of no one version. Run again when nothing writes to it, or read a Delta table: its versions stay."
     )
+
+
+def _refuse_half_forgotten(tables: Tables, source: Source, name: str) -> None:
+    """Refuse to go on from a `forget` that was killed: what it began would look like documents deleted from the source."""
+    forgotten = tables.read("forgotten").where(f"origin = {quote_text(source.origin)}").select("doc_digest")
+    if forgotten.first() is None:
+        return
+    staged = tables.read("staged").where(f"corpus_key = {quote_text(corpus_key(source))}")
+    left = staged.selectExpr("doc_id", "sha2(doc_id, 256) AS doc_digest").join(
+        forgotten.hint("broadcast"), "doc_digest", "left_semi"
+    )
+    ids = [row["doc_id"] for row in left.select("doc_id").distinct().orderBy("doc_id").limit(_SHOWN).collect()]
+    if ids:
+        raise CorpusError(
+            f"{name}={source.origin!r}: documents are to be forgotten and are in the tables yet, as {', '.join(map(repr, ids))}: "
+            "`lexplain forget` did not end. Keywords would have rested on them. Run it again with these ids."
+        )
 
 
 def _increments(recorded: Mapping[str, int | None]) -> list[int]:

@@ -331,14 +331,16 @@ class Plan:
     mlflow: Mlflow = setting(Mlflow, says="where runs and models are recorded")
 
     @classmethod
-    def load(cls, path: str | Path, find_method: FindMethod) -> Plan:
-        """Read a YAML plan and check all of it. Runs on the driver, before Spark.
+    def load(cls, path: str | Path, find_method: FindMethod, *, check_files: bool = True) -> Plan:
+        """Read a YAML plan and check all of it, `check_files` as in `parse`. Runs on the driver, before Spark.
 
         Raises:
             PlanError: With every problem found, or that the file is no YAML mapping.
         """
         text = read_text(path)
-        return cls.parse(text, find_method, origin=str(path), folder=Path(path).resolve().parent)
+        return cls.parse(
+            text, find_method, origin=str(path), folder=Path(path).resolve().parent, check_files=check_files
+        )
 
     @classmethod
     def parse(

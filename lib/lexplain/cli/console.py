@@ -148,11 +148,11 @@ def find_sink(tables: str) -> Sink:
     )
 
 
-def load_plan(path: Path) -> Plan:
+def load_plan(path: Path, *, check_files: bool = True) -> Plan:
     """Return a checked plan; every problem of it is raised at once."""
     from lexplain.methods import find_method
 
-    return Plan.load(path, find_method)
+    return Plan.load(path, find_method, check_files=check_files)
 
 
 def split_list(listed: str) -> list[str]:

@@ -103,7 +103,7 @@ def forget_command(
     from lexplain.upkeep import forget_documents
 
     try:
-        loaded = load_plan(plan)
+        loaded = load_plan(plan, check_files=False)  # the source may be gone, its documents are not
     except PlanError as error:
         raise refuse(error, BAD_PLAN) from None
     with open_job("forget", loaded) as (terminal, spark, progress):
