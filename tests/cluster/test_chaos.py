@@ -47,7 +47,7 @@ WORKERS = ("worker-1", "worker-2")
 LONGEST_SECONDS = 6000
 STUCK_SECONDS = 600
 # A kill waits so long for a commit at most: there are none while models are trained.
-QUIET_SECONDS = 30
+QUIET_SECONDS = 90
 LONGEST_DELAY_SECONDS = 8
 
 NAMES_OF_RUNS = {"run_id", "mlflow_run_id"}
