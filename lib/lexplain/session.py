@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock
 
@@ -55,6 +58,7 @@ _SCRATCH = "lexplain-spark-"
 # Local mode gives a task no second try unless it is told to: a worker may have hung, or been killed for memory.
 _LOCAL = "local[*,2]"
 _PYTHON_WORKER = "spark.sql.execution.pyspark.udf."
+_SINGLE_SESSION = "spark.sql.hive.thriftServer.singleSession"
 
 
 def find_java() -> Path:
@@ -245,6 +249,8 @@ def _local_settings() -> dict[str, str]:
         "spark.databricks.delta.snapshotPartitions": "2",
         "spark.databricks.delta.properties.defaults.checkpointInterval": "20",
         "spark.sql.execution.arrow.maxRecordsPerBatch": "512",
+        # So that clients of `serve_thrift` see the views and functions of this session; it cannot be set later.
+        _SINGLE_SESSION: "true",
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.speculation": "false",
@@ -347,12 +353,108 @@ def _override(spark: SparkSession, settings: Mapping[str, str]) -> Iterator[None
     restore()
 
 
+def find_beeline() -> str:
+    """Return the command of Spark's own JDBC client, for a shell in which no environment is activated."""
+    import pyspark
+
+    home = Path(pyspark.__file__).parent
+    return f"SPARK_HOME={shlex.quote(str(home))} {shlex.quote(str(home / 'bin' / 'beeline'))}"
+
+
+def check_port(host: str, port: int) -> None:
+    """Check that a server can listen there.
+
+    Raises:
+        SessionError: Another one does, or the address is none of this machine.
+    """
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]  # Python adds the address, which is said anyhow
+        raise SessionError(
+            f"port={port} of host={host!r} cannot be listened at ({reason}). Clients would have met another server, or "
+            "none. Write another --port, or end what holds it: `ss -ltnp` names it."
+        ) from error
+
+
+@contextmanager
+def serve_thrift(spark: SparkSession, host: str, port: int) -> Iterator[None]:
+    """Let clients of HiveServer2 (JDBC, ODBC, Python) query this session, its temporary views and functions included.
+
+    All clients share the session, and may do what it may: there is no password.
+
+    Args:
+        spark: What they query.
+        host: Address to listen at.
+        port: Its port.
+
+    Raises:
+        SessionError: Spark has no Thrift Server here, or it does not start.
+    """
+    from py4j.java_gateway import JavaPackage
+    from py4j.protocol import Py4JError, Py4JJavaError
+
+    jvm: Any = getattr(getattr(spark, "sparkContext", None), "_jvm", None)
+    server = None if jvm is None else jvm.org.apache.spark.sql.hive.thriftserver.HiveThriftServer2
+    if server is None or isinstance(server, JavaPackage):
+        raise SessionError(
+            "this Spark has no Thrift Server (spark-hive-thriftserver is not among its JARs). Nobody could have connected. "
+            "Install pyspark as lexplain asks for it: `pip install 'lexplain[local]'`."
+        )
+    if spark.conf.get(_SINGLE_SESSION, "false") != "true":
+        raise SessionError(
+            f"{_SINGLE_SESSION} is not true in the session there is. Clients would have seen no view and no function. Submit "
+            f"with --conf {_SINGLE_SESSION}=true."
+        )
+    # Logs would lie where the command was started (derby.log), and in a folder that all users of the machine share.
+    jvm.java.lang.System.setProperty("derby.stream.error.field", "java.lang.System.out")
+    scratch = spark.conf.get("spark.local.dir", None)
+    if scratch is not None:
+        spark.conf.set("hive.server2.logging.operation.log.location", f"{scratch}/operation-logs")
+    spark.conf.set("hive.server2.thrift.bind.host", host)
+    spark.conf.set("hive.server2.thrift.port", str(port))
+    try:
+        # False: raise instead of ending the JVM.
+        running = server.startWithSparkSession(cast(Any, spark)._jsparkSession, False)
+    except Py4JJavaError as error:
+        raise SessionError(
+            f"Spark's Thrift Server does not start at {host}:{port} ({str(error.java_exception).splitlines()[0]}). Nobody could "
+            "have connected. Write another --port, or look into the log."
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(Py4JError):  # whoever ends this process may have ended the JVM before it
+            running.stop()
+
+
+def wait_for_jvm(spark: SparkSession) -> None:
+    """Wait until the process is interrupted.
+
+    Raises:
+        SessionError: The JVM has ended before.
+    """
+    process: Any = getattr(getattr(spark.sparkContext, "_gateway", None), "proc", None)
+    if process is None:  # the session is another program's
+        threading.Event().wait()
+    raise SessionError(
+        f"Spark's JVM ended with code {process.wait()}. Clients would have waited for answers. Start the command again; if it "
+        "ran out of memory, write a larger spark.driver.memory."
+    )
+
+
 def stop_session(spark: SparkSession) -> None:
     """Stop a local session and the JVM with it, so that the process ends at once; its scratch folder goes too."""
     gateway: Any = getattr(getattr(spark, "sparkContext", None), "_gateway", None)
-    scratch = Path(spark.conf.get("spark.local.dir", None) or "")
-    spark.stop()
     process = getattr(gateway, "proc", None)
+    try:
+        scratch = Path(spark.conf.get("spark.local.dir", None) or "")
+        spark.stop()
+    except Exception:
+        if process is None:
+            raise
+        process.wait(timeout=30)  # a JVM that was sent the same signal ends by itself
+        return
     if process is not None:
         gateway.shutdown()
         process.stdin.close()

@@ -143,6 +143,7 @@ OWNERS: dict[str, set[str]] = {
     "tokenizers": {"textcnn", "model_store"},
     "delta": {"session", "tables"},
     "mlflow": {"tracking"},
+    "py4j": {"session"},
     "pandas": {"sql_function"},
     "captum": {"methods.captum"},
     "icu4py": {"words"},

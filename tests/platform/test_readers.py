@@ -1,9 +1,13 @@
-"""The recipes of docs/readers.md as they stand there: Polars and DuckDB, in an environment without Spark, read what a run wrote."""
+"""The recipes of docs/readers.md and docs/serve-sql.md as they stand there, in an environment without Spark.
+
+Polars and DuckDB read what a run wrote; a Python client asks `lexplain serve-sql`.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -90,3 +94,27 @@ def test_a_recipe_reads_the_keywords_of_the_latest_run(
     assert [row[:3] for row in rows] == [row[:3] for row in expected]
     for row, other in zip(rows, expected, strict=True):
         assert [float(value) for value in row[3:]] == [float(value) for value in other[3:]]
+
+
+def test_the_python_client_of_serve_sql(folder: Path, expected: list[list[str]]) -> None:
+    """The lines of docs/serve-sql.md, with a free port for the one they name."""
+    page = (REPOSITORY / "docs" / "serve-sql.md").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    server = subprocess.Popen(
+        [sys.executable, "-m", "lexplain", "serve-sql", "plan.yaml", "--port", port], cwd=folder, stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    try:
+        assert server.stdout is not None
+        assert any("Ctrl-C" in line for line in server.stdout)
+        done = subprocess.run(
+            [PYTHON, "-c", recipe.replace("10000", port)], capture_output=True, text=True, check=False, timeout=300
+        )
+    finally:
+        server.terminate()
+        assert server.wait(timeout=60) == 0
+    assert done.returncode == 0, done.stderr
+    *rows, answer = done.stdout.splitlines()
+    assert rows == [f"{label} {rank} {word}" for label, rank, word, *_ in expected if int(rank) <= 3]
+    assert re.fullmatch(r"\[\('(business|politics|NA)',\)\]", answer)

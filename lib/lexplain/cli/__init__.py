@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import typer
 
-from lexplain.cli import doctor, plans, queries, reports, stages, upkeep
+from lexplain.cli import doctor, plans, queries, reports, serving, stages, upkeep
 from lexplain.cli.console import BAD_PLAN, DONE, FAILED, PARTLY_DONE
 
 __all__ = ["BAD_PLAN", "DONE", "FAILED", "PARTLY_DONE", "app", "main"]
@@ -35,6 +35,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "report": reports.report_command,
     "demo": stages.demo_command,
     "sql": queries.sql_command,
+    "serve-sql": serving.serve_sql_command,
     "compare": queries.compare_command,
     "forget": upkeep.forget_command,
     "maintain": upkeep.maintain_command,
