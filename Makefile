@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 BROWSER_READY := $(VENV)/.browser-ready
+NOTEBOOKS_READY := $(VENV)/.notebooks-ready
 # A target's own pip cache and settings are the user's; no index is named here.
 PIP := $(BIN)/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-core test-spark test-slow test-cluster test-browser test-gpu test-platform lint bench bench-methods bench-scale clean
+.PHONY: help setup demo test test-core test-spark test-slow test-cluster test-browser test-gpu test-platform lint bench bench-methods bench-scale test-notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -53,6 +54,13 @@ $(BROWSER_READY): $(READY)
 test-browser: $(BROWSER_READY)  ## the HTML report in headless Chromium; needs the browser (Debian: apt install chromium)
 	@$(BIN)/python -m pytest tests/browser
 
+$(NOTEBOOKS_READY): $(READY)
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[notebooks]'
+	@touch $(NOTEBOOKS_READY)
+
+test-notebooks: $(NOTEBOOKS_READY)  ## the notebooks, executed on a small demo
+	@$(BIN)/python -m pytest tests/notebooks
+
 test-gpu: $(READY)  ## the kernel on a GPU beside the CPU; needs one
 	@$(BIN)/python -m pytest tests/gpu
 
@@ -71,8 +79,8 @@ test-platform: $(READY) $(PLATFORM)/tools/.ready $(PLATFORM)/airflow/.ready $(PL
 	@cd tests/platform && $(CURDIR)/$(BIN)/python -m pytest test_discovery.py test_settings.py test_image.py test_standalone.py test_readers.py
 
 lint: $(READY)  ## ruff and mypy
-	@$(BIN)/ruff check lib jobs deploy tests
-	@$(BIN)/ruff format --check lib jobs deploy tests
+	@$(BIN)/ruff check lib jobs deploy notebooks tests
+	@$(BIN)/ruff format --check lib jobs deploy notebooks tests
 	@$(BIN)/mypy
 
 $(BENCH_READY): $(READY)
