@@ -44,7 +44,7 @@ TOP_N = 20
 SPLITS = 5
 THRESHOLDS = (0.8, 0.9, 0.95)
 STOPPED_AT = 0.9
-CHUNKS = 20
+CHUNKS = {"newsgroups": 20, "generated": 40}
 GROUPS = 20
 SHARE_HELD_OUT = 0.33
 SCALE = 10.0  # of the normalised counts: an early stop would leave smaller ones without a confident prediction
@@ -492,9 +492,9 @@ def main(words: Sequence[str] | None = None) -> None:
     record: dict[str, Any] = {"k": K, "p": P, "corpora": {}}
     for name in arguments.on:
         if name == "newsgroups":
-            corpus = explain_newsgroups(arguments.cache, CHUNKS)
+            corpus = explain_newsgroups(arguments.cache, CHUNKS[name])
         else:
-            corpus = explain_generated(arguments.documents, CHUNKS, 0)
+            corpus = explain_generated(arguments.documents, CHUNKS[name], 0)
         record["corpora"][name] = measure(name, corpus, arguments.runs, arguments.stopped_runs, arguments.processes)
         arguments.out.write_text(json.dumps(record, indent=2) + "\n")
     print(write_tables(record))
