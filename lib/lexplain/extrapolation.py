@@ -284,7 +284,7 @@ def _fit_prior(logs: Floats, documents: Floats, variance_of: _Variance) -> _Prio
         bounds = np.delete(bounds, max(0, small[-1] - 1))
     lowest, highest = float(logs.min()) - 0.5, float(logs.max()) + 0.5
     step = (highest - lowest) / _GRID
-    grid = lowest + (np.arange(_GRID) + 0.5) * step
+    grid: Floats = lowest + (np.arange(_GRID, dtype=np.float64) + 0.5) * step
     strata = np.searchsorted(bounds, documents, side="right")
     densities = np.empty((len(bounds) + 1, _GRID))
     for stratum in range(len(bounds) + 1):
@@ -359,7 +359,7 @@ def find_selection_rate(evidence: Evidence, rules: ListRules, rows: Integers) ->
     return np.asarray(np.clip(rate, 0.01, 0.99))
 
 
-def find_chance_of_none(rate: Floats, strength: float | Floats, before: Floats, to_come: NDArray[np.generic]) -> Floats:
+def find_chance_of_none(rate: Floats, strength: float | Floats, before: Floats, to_come: Floats | Integers) -> Floats:
     """Return the chance that a split selects a word in none of the documents to come, as in none before."""
     from scipy.special import gammaln
 
