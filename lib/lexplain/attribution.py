@@ -26,7 +26,7 @@ from lexplain.executor import (
 )
 from lexplain.plan import FindMethod, Plan
 from lexplain.schema import TABLES
-from lexplain.session import count_slots, is_local, stop_silent_workers, stopped_silent_worker
+from lexplain.session import count_slots, is_local, lost_worker, stop_silent_workers
 from lexplain.splits import Split
 from lexplain.tables import Tables, quote_list, quote_text
 
@@ -165,7 +165,7 @@ class Attribution:
             AccountingError: A chunk's rows are not those that the ledger owes; they are not committed.
             TableError: Other jobs' commits came in between time and again.
             LimitError: A limit of the plan was passed; what was committed stays.
-            WorkerError: A worker hung each time that its task was tried.
+            WorkerError: A worker hung or was lost each time that its task was tried.
         """
         self._write_ledger()
         pending = self._find_pending()
@@ -357,12 +357,13 @@ class Attribution:
             where = f"{place} AND explain_key IN ({quote_list(list(owed))})"
             self.tables.replace(explained, "explanations", where=where)
         except Exception as error:
-            if stopped_silent_worker(error):
+            if lost_worker(error):
                 raise WorkerError(
-                    f"execution.idle_timeout_seconds={plan.execution.idle_timeout_seconds} passed in chunk {increment}/{bucket} while "
-                    "no model moved in a worker, each time that Spark tried its task. The job would have waited without "
-                    "end. Where it hung is in the executors' stderr (of a local run: in the log); run the same command again, which goes on "
-                    "with this chunk, or write a larger number where one pass of the model takes so long."
+                    f"chunk {increment}/{bucket}: a worker was lost each time that Spark tried its task. It was stopped because no "
+                    f"model moved for execution.idle_timeout_seconds={plan.execution.idle_timeout_seconds}, or it crashed, or was "
+                    "killed for memory: the executors' stderr (of a local run: the log) says which, and where. The chunk would have "
+                    "been missing. Run the same command again, which goes on with this chunk; write a larger number where "
+                    "one pass of the model takes so long, or give the workers more memory."
                 ) from error
             raise
         finally:

@@ -8,7 +8,7 @@
     ├── DocumentError    (ValueError)    one document cannot be explained; becomes a rejected row
     ├── SessionError     (RuntimeError)  Java, Spark or Delta is missing, or of a wrong version
     ├── DeviceError      (RuntimeError)  a GPU was asked for and the task has none
-    ├── WorkerError      (RuntimeError)  a worker hung each time that its task was tried
+    ├── WorkerError      (RuntimeError)  a worker was lost each time that its task was tried
     ├── TableError       (RuntimeError)  a table is locked, or of another schema version
     ├── AccountingError  (RuntimeError)  committed rows do not add up to the documents planned
     └── LimitError       (RuntimeError)  a limit of the plan was passed; the run stops with what it has
@@ -145,7 +145,7 @@ class DeviceError(ExplainError, RuntimeError):
 
 
 class WorkerError(ExplainError, RuntimeError):
-    """Raised when a worker gave no sign of life for as long as the plan allows, each time that its task was tried."""
+    """Raised when a worker hung longer than the plan allows, crashed or was killed, each time that its task was tried."""
 
 
 class TableError(ExplainError, RuntimeError):

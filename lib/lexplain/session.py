@@ -326,9 +326,13 @@ def stop_silent_workers(spark: SparkSession, seconds: int | None) -> Iterator[No
         yield
 
 
-def stopped_silent_worker(error: BaseException) -> bool:
-    """Return whether a Spark job failed because of a worker that `stop_silent_workers` stopped."""
-    return "terminated due to idle timeout" in str(error)
+def lost_worker(error: BaseException) -> bool:
+    """Return whether a Spark job failed because a Python worker was stopped for its silence, crashed, or was killed.
+
+    Spark cannot always tell these apart: of a worker that it has stopped itself, it may see that the connection was reset.
+    """
+    said = str(error)
+    return "terminated due to idle timeout" in said or "Python worker exited unexpectedly" in said
 
 
 @contextmanager
