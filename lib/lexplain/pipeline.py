@@ -355,7 +355,7 @@ class Run:
 
     def finish(self, status: Literal["finished", "stopped", "failed"], detail: str | None = None) -> None:
         """Write the run's last state to `runs` and to MLflow."""
-        if not self._counts and self._models:
+        if not self._counts and self._models and self.record["corpus_key"] in self._staged:
             self._counts = self._attribution.count_statuses()
         self.record |= {"status": status, "detail": None if detail is None else redact(detail)}
         self.record["documents_by_status"] = self._counts or self.record["documents_by_status"]
