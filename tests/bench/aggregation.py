@@ -135,9 +135,11 @@ def measure(spark: SparkSession, shape: Shape, folder: Path, connection: DuckDBP
     plan = make_plan(str(folder), shape)
     min_splits = math.ceil(Decimal(str(plan.keywords.theta)) * shape.splits)
     out = folder / "duckdb"
+    used = read_cpu_seconds(os.getpid())  # it runs in this process
     record["duckdb"] = run_rival(
         connection, list_files(tables, "explanations"), out, plan, shape.explain_keys, min_splits
     )
+    record["duckdb"]["cpu_seconds"] = read_cpu_seconds(os.getpid()) - used
     record["load_after"] = read_load()
     record["results"] = compare(connection, tables, out)
     for side in ("spark", "duckdb"):

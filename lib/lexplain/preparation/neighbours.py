@@ -117,7 +117,8 @@ def _index(
     """
     key = neighbours_key(plan, find_method, model.digest)
     # Labels are those predicted, whatever the plan explains.
-    task = replace(make_task(tables.spark, plan, find_method, as_tasks([model])), top_k=None)
+    # An index that is lost is none to open.
+    task = replace(make_task(tables.spark, plan, find_method, as_tasks([replace(model, prepared=None)])), top_k=None)
     layer, precisions = task.options["layer"], None
     if layer == "auto":
         sample = _measure(tables, plan, task, _draw(tables, model, source, LAYER_DOCUMENTS), None)
