@@ -173,7 +173,7 @@ class Attribution:
         missing = sum(row["n_documents"] for row in pending)
         progress.start("attribute", planned, "pairs", planned - missing)
         self._check_rejected(counts, planned)
-        work = _Work(self, progress)
+        work = _Work(self)
         for wave, chunk, owed in work.walk(
             pending, lambda: progress.start("attribute", planned, "pairs", planned - missing)
         ):
@@ -299,7 +299,7 @@ class Attribution:
         ]
         total = sum(row["n_documents"] for row in rejected)
         progress.start("retry", total, "pairs")
-        for wave, chunk, count in _Work(self, progress).walk(rejected, lambda: progress.start("retry", total, "pairs")):
+        for wave, chunk, count in _Work(self).walk(rejected, lambda: progress.start("retry", total, "pairs")):
             self._retry_chunk(wave, *chunk)
             progress.advance(count)
         still = self.tables.read("explanations").where(where).count()
@@ -308,9 +308,7 @@ class Attribution:
     def _retry_chunk(self, wave: Sequence[ExplainedModel], increment: int, bucket: int) -> None:
         place = f"increment = {increment} AND bucket = {bucket}"
         made = self.tables.read("explanations").where(f"{self._where} AND {place}")
-        keys = {
-            row["explain_key"] for row in made.where("status = 'rejected'").select("explain_key").distinct().collect()
-        }
+        keys = {row["explain_key"] for row in made.where(_RETRIED).select("explain_key").distinct().collect()}
         models = [model for model in wave if model.explain_key in keys]
         if not models:  # another job has been here
             return
@@ -406,7 +404,6 @@ class _Work:
     """Chunks being explained, and what that took."""
 
     attribution: Attribution
-    progress: Progress
     device: str | None = None
     explained: int = 0
     seconds: float = 0.0

@@ -19,6 +19,7 @@ from lexplain.plan import Source
 from lexplain.schema import TABLES
 from lexplain.sources import (
     literal_path,
+    name_table,
     read_above,
     read_appended,
     read_documents,
@@ -26,7 +27,7 @@ from lexplain.sources import (
     read_watermark,
     refuse_source,
 )
-from lexplain.tables import Tables, quote_identifier, quote_list, quote_text
+from lexplain.tables import Tables, quote_list, quote_text
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, Row, SparkSession
@@ -101,7 +102,7 @@ def take_snapshot(spark: SparkSession, source: Source, name: str) -> Snapshot:
     """
     detail = _describe(spark, source)
     if detail is not None and detail["format"] == "delta":
-        version = int(spark.sql(f"DESCRIBE HISTORY {_name_table(source)} LIMIT 1").collect()[0]["version"])
+        version = int(spark.sql(f"DESCRIBE HISTORY {name_table(source)} LIMIT 1").collect()[0]["version"])
         feed = detail["properties"].get("delta.enableChangeDataFeed") == "true"
         snapshot = Snapshot(f"{detail['id']}@{version}", version, feed)
     else:
@@ -119,19 +120,13 @@ def _describe(spark: SparkSession, source: Source) -> Row | None:
     """Return what a table is; None for a view, and for a path that is no Delta table."""
     if source.kind not in ("table", "delta"):
         return None
-    table = _name_table(source)
+    table = name_table(source)
     try:
         return spark.sql(f"DESCRIBE DETAIL {table}").collect()[0]
     except Exception as error:
         if source.kind == "delta" or not spark.catalog.tableExists(table):
             raise refuse_source(source, error) from error
         return None
-
-
-def _name_table(source: Source) -> str:
-    if source.table is None:
-        return f"delta.{quote_identifier(str(source.path))}"
-    return ".".join(map(quote_identifier, source.table.split(".")))
 
 
 def _digest_documents(spark: SparkSession, source: Source, name: str) -> Snapshot:

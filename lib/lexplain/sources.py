@@ -96,7 +96,7 @@ def read_appended(spark: SparkSession, source: Source, since: int, version: int)
     )
     try:
         if source.table is not None:
-            changes = reader.table(".".join(map(quote_identifier, source.table.split("."))))
+            changes = reader.table(name_table(source))
         else:
             changes = reader.format("delta").load(str(source.path))
         if changes.where("_change_type != 'insert'").limit(1).count():
@@ -161,7 +161,7 @@ def read_source(spark: SparkSession, source: Source, version: int | None = None)
     try:
         reader = spark.read if version is None else spark.read.option("versionAsOf", version)
         if source.table is not None:
-            return reader.table(".".join(map(quote_identifier, source.table.split("."))))
+            return reader.table(name_table(source))
         path = literal_path(source)
         if source.kind in _TEXT_KINDS:
             return read_text_file(spark, source, path)
@@ -170,6 +170,13 @@ def read_source(spark: SparkSession, source: Source, version: int | None = None)
         raise
     except Exception as error:
         raise refuse_source(source, error) from error
+
+
+def name_table(source: Source) -> str:
+    """Return a table's name, or the path of a Delta table, quoted for SQL."""
+    if source.table is None:
+        return f"delta.{quote_identifier(str(source.path))}"
+    return ".".join(map(quote_identifier, source.table.split(".")))
 
 
 def literal_path(source: Source) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _KEYWORD_TABLES = ("keywords", "keyphrases", "word_statistics", "phrase_statistics", "class_deletions")
 _SUMS = ("word_sums", "phrase_sums")
+_EXPLAINED = (*_SUMS, "deletions", "class_deletions", "chunks", "explanations")
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ def delete_run(tables: Tables, run: Mapping[str, Any]) -> dict[str, int]:
     free = sorted(set(run["explain_keys"] or []) - used)
     if free and all(other["explain_keys"] is not None for other in same_corpus):
         where = f"corpus_key = {quote_text(run['corpus_key'])} AND explain_key IN ({quote_list(free)})"
-        for table in (*_SUMS, "deletions", "class_deletions", "chunks", "explanations"):
+        for table in _EXPLAINED:
             remove(table, where)
     sources = _name_sources(run).difference(*(_name_sources(other) for other in others))
     _delete_models(tables, run, others, sources, remove)
@@ -239,8 +240,7 @@ def delete_run(tables: Tables, run: Mapping[str, Any]) -> dict[str, int]:
         where = f"corpus_key IN ({quote_list(sorted(sources))})"
         folder = (read_mapping(run["plan"], "plan").get("models") or {}).get("folder")
         removed["neighbours"] = _drop_neighbours(tables, where, folder)
-        made = (*_SUMS, "deletions", "class_deletions", "chunks", "explanations", "calibrations")
-        for table in (*made, "staged", "increments"):
+        for table in (*_EXPLAINED, "calibrations", "staged", "increments"):
             remove(table, where)
     remove("runs", f"run_id = {quote_text(run['run_id'])}")
     return {table: count for table, count in removed.items() if count}
