@@ -210,7 +210,7 @@ def _propagate(
         eps: Stabiliser.
         bias_factor: How much of bias and stabiliser is shared out.
     """
-    maxima = [found.max(-1) for found in model.scan(embeddings, mask)]
+    maxima = [_find_maximum(found) for found in model.scan(embeddings, mask)]
     pooled = torch.cat([values for values, _ in maxima], dim=-1).relu()  # (N, F of all widths)
     output = model.classifier
     logits = output(pooled)
@@ -228,6 +228,17 @@ def _propagate(
         gradient += flow
         share += shared
     return (embeddings * gradient + share[..., None] / embeddings.shape[-1]) * mask[..., None]
+
+
+def _find_maximum(found: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each filter's maximum over the windows, and the first window that has it.
+
+    Windows of the same words are equal but for rounding: in which order a convolution sums depends on the place and
+    the processor. The winner must not. What bfloat16 rounds is too coarse to tell equal windows from others.
+    """
+    values = found.amax(-1)
+    rounding = 16 * torch.finfo(torch.float32).eps * values.abs().clamp_min(1)
+    return values, (found >= (values - rounding)[..., None]).byte().argmax(-1)
 
 
 def _share_windows(
