@@ -41,7 +41,7 @@ test-core: $(READY)  ## tests without a JVM, in seconds
 test-spark: $(READY)  ## tests with Spark, Delta and MLflow
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow' tests/spark
 
-test-slow: $(READY)  ## tests with Spark that would make the others too long: report, sweep, protocols, what is lost, SQL clients
+test-slow: $(READY)  ## the tests with Spark that `test` leaves out, an hour: methods, evaluation, upkeep, increments, hostile texts, SQL clients
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests/spark
 
 test-cluster: $(READY)  ## a standalone cluster of this machine whose parts are killed at random, or hang; half an hour

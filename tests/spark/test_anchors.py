@@ -24,6 +24,8 @@ from lexplain.preparation.anchors import prepare_anchors
 from lexplain.tables import Tables
 from spark.planted import RecordedProgress, load_plan, make_plan, plant, run_plan, write_json
 
+pytestmark = pytest.mark.slow
+
 DIG = "discretized_integrated_gradients"
 OPTIONS = {"steps": 5, "neighbours": 20}
 

@@ -19,6 +19,8 @@ from lexplain.errors import CorpusError, LimitError
 from lexplain.tables import Tables
 from spark.planted import load_plan, plant, run_plan, write_json
 
+pytestmark = pytest.mark.slow
+
 COMMAND = "lexplain run plan.yaml"
 
 

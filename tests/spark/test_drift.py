@@ -21,6 +21,8 @@ from lexplain.tables import Tables
 from pandas_oracle import overlap_rank_biased
 from spark.test_keywords import digest_of, explain, make_plan, stage, write, write_corpus
 
+pytestmark = pytest.mark.slow
+
 LOOSE = {"min_df": 0, "theta": 0.5, "max_classes": None, "top": None, "top_n": 2, "evidence": "predicted"}
 
 

@@ -22,6 +22,8 @@ from lexplain.tables import Tables
 from lexplain.views import VIEWS
 from spark.planted import make_plan, plant, write_json
 
+pytestmark = pytest.mark.slow
+
 METHODS = "integrated_gradients, lrp:attnlrp-2024"
 
 
@@ -166,7 +168,6 @@ def test_the_queries_of_the_documentation_run(first: Tables) -> None:
     assert told == {metric for metric in metrics if not metric.endswith("_jaccard")}
 
 
-@pytest.mark.slow
 def test_a_sweep_ranks_settings_without_a_model(first: Tables, plan: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Of the evaluation's own plan, explained first; its rows are those of the tables that they name."""
     capfd.readouterr()
@@ -235,7 +236,6 @@ def test_the_same_command_makes_nothing_anew(first: Tables, plan: Path, capfd: p
         assert first.read(table).select("evaluation_key").distinct().count() == 1
 
 
-@pytest.mark.slow
 def test_what_is_lost_is_measured_again(first: Tables, plan: Path, capfd: pytest.CaptureFixture[str]) -> None:
     count = first.read("deletions").count()
     some = first.read("deletions").select("explain_key", "doc_id").head()
@@ -252,7 +252,6 @@ def test_what_is_lost_is_measured_again(first: Tables, plan: Path, capfd: pytest
     assert first.read("deletions").count() == count
 
 
-@pytest.mark.slow
 def test_another_protocol_is_measured_beside_those_that_are_there(
     first: Tables, plan: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

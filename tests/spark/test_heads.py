@@ -19,6 +19,8 @@ from lexplain.pipeline import Run, open_tables
 from lexplain.plan import Sink
 from spark.planted import make_plan, plant, run_plan, write_json
 
+pytestmark = pytest.mark.slow
+
 LABELS = {"not sport", "sport"}
 STAGES = ("attribute", "aggregate")
 

@@ -14,6 +14,8 @@ from lexplain.pipeline import Run
 from pandas_oracle import overlap_rank_biased
 from spark.planted import make_plan, plant, run_plan, write_json
 
+pytestmark = pytest.mark.slow
+
 Key = tuple[str, str | None, str | None]
 
 

@@ -22,6 +22,8 @@ from lexplain.preparation.neighbours import find_neighbours, index_neighbours
 from lexplain.tables import Tables, quote_list, quote_text
 from spark.planted import make_plan, plant, run_plan, write_json
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"base": "saliency", "sign": "gradient_x_input", "quantile": 0.5}
 
 

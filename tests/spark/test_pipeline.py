@@ -194,6 +194,7 @@ def test_bad_documents_become_rows_with_reasons(
     assert run.record["documents_by_status"] == {"explained": 3, "no_label": 0, "settled": 0, "rejected": 24}
 
 
+@pytest.mark.slow
 def test_past_a_limit_the_run_stops_and_goes_on_later(
     spark: SparkSession, folder: Path, labelled: Run, tmp_path: Path
 ) -> None:
@@ -215,6 +216,7 @@ def test_past_a_limit_the_run_stops_and_goes_on_later(
     assert run.record["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_models_the_user_brought(spark: SparkSession, folder: Path, labelled: Run, tmp_path: Path) -> None:
     found = labelled.models
     uris = [model.folder for model in found[:2]] + [
@@ -254,6 +256,7 @@ def test_models_the_user_brought(spark: SparkSession, folder: Path, labelled: Ru
         )
 
 
+@pytest.mark.slow
 def test_appended_documents_are_an_increment(spark: SparkSession, folder: Path, labelled: Run, tmp_path: Path) -> None:
     documents = plant(90, seed=7)
     path = write_json(tmp_path / "growing.jsonl", documents[:60])
@@ -374,6 +377,7 @@ def test_views_lead_from_keywords_to_documents(labelled: Run, unlabelled: Run) -
     assert all(row["drop_reason"] for row in dropped)
 
 
+@pytest.mark.slow
 def test_the_sacx_preset_runs_from_the_same_models(spark: SparkSession, folder: Path, labelled: Run) -> None:
     plan = make_plan(folder, name="sacx", preset="sacx-2022", method={"options": {}}, keywords={"min_df": 2})
     plan["method"]["options"] = {"baseline": "the"}  # the tiny vocabulary has no "-"
@@ -389,6 +393,7 @@ def test_the_sacx_preset_runs_from_the_same_models(spark: SparkSession, folder: 
     assert check_evidence(run) >= 3
 
 
+@pytest.mark.slow
 def test_a_schema_of_the_catalog_as_sink(spark: SparkSession, folder: Path, tmp_path: Path) -> None:
     spark.sql(f"CREATE SCHEMA IF NOT EXISTS words LOCATION '{tmp_path}/words'")
     models = make_plan(folder)["models"] | {"folder": str(tmp_path / "models"), "splits": 2}

@@ -17,6 +17,8 @@ from lexplain.errors import ModelError
 from lexplain.methods import Attribution, Evaluate, Inputs, find_method, method
 from spark.planted import make_plan, plant, run_plan, write_json
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

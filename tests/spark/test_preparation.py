@@ -15,6 +15,8 @@ from lexplain.finetune import Recipe, fine_tune
 from lexplain.pipeline import Run
 from spark.planted import make_plan, plant, run_plan, write_json
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -15,6 +15,8 @@ from lexplain.methods import find_method
 from lexplain.pipeline import Run, open_tables
 from spark.planted import make_plan, plant, run_plan, write_json
 
+pytestmark = pytest.mark.slow
+
 PAGE = (Path(__file__).parents[2] / "docs" / "queries.md").read_text(encoding="utf-8")
 QUERIES = dict(re.findall(r"^##+ ([^\n]+)\n(?:(?!^#).)*?^```sql\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL))
 

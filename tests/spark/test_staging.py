@@ -198,6 +198,7 @@ def test_an_increment_that_was_staged_and_not_recorded_is_taken_over(tables: Tab
     assert read_ids(tables, staged.key) == {0: list(range(8)), 1: [8, 9]}
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_keeps_both_inputs(spark: SparkSession, tmp_path: Path) -> None:
     save_trainable(tmp_path / "base")
     labelled, unlabelled = plant(30, seed=1), plant(20, seed=2)
@@ -281,6 +282,7 @@ def count_reads(spark: SparkSession, monkeypatch: pytest.MonkeyPatch) -> list[st
     return kinds
 
 
+@pytest.mark.slow
 def test_a_change_feed_tells_what_was_appended_without_reading_the_rest(
     tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +314,7 @@ def test_a_change_feed_tells_what_was_appended_without_reading_the_rest(
         stage_all(tables, source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "grows",
     [
@@ -370,6 +373,7 @@ def test_optimize_on_the_source_changes_nothing(tables: Tables, tmp_path: Path) 
     assert read_increments(tables, first.key) == [(0, 12), (1, 0)]
 
 
+@pytest.mark.slow
 def test_rows_that_come_late_or_tie_with_the_watermark_are_found(
     tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,6 +405,7 @@ def test_rows_that_come_late_or_tie_with_the_watermark_are_found(
     assert kinds[-1] == "all"
 
 
+@pytest.mark.slow
 def test_a_feed_whose_files_are_gone_gives_way_to_the_table(tables: Tables, tmp_path: Path) -> None:
     spark, path = tables.spark, str(tmp_path / "vacuumed")
     spark.conf.set("spark.databricks.delta.properties.defaults.enableChangeDataFeed", "true")

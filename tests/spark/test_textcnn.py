@@ -16,6 +16,8 @@ from lexplain.pipeline import Run
 from lexplain.textcnn import TextCNNForSequenceClassification
 from spark.planted import make_plan, plant, run_plan, write_json
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -19,6 +19,8 @@ from lexplain.pipeline import open_run
 from lexplain.session import lost_worker, stop_silent_workers, trace_workers
 from spark.planted import RecordedProgress, load_plan, make_plan, plant, write_json
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("idleTimeoutSeconds", "killOnIdleTimeout", "tracebackDumpIntervalSeconds", "faulthandler.enabled")
 IDLE, TRACED = {"idleTimeoutSeconds": "100", "killOnIdleTimeout": "true"}, {
     "tracebackDumpIntervalSeconds": "50", "faulthandler.enabled": "true",
