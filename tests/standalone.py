@@ -66,10 +66,10 @@ class Standalone:
             assert time.monotonic() < deadline, log.read_text(errors="replace")
             time.sleep(0.2)
 
-    def start_worker(self, name: str, *, gpu: str | None = None) -> None:
-        """Start a worker of one core; `gpu` is the address of a GPU that it says it has."""
+    def start_worker(self, name: str, *, cores: int = 1, gpu: str | None = None) -> None:
+        """Start a worker; `gpu` is the address of a GPU that it says it has."""
         command = [str(SPARK_HOME / "bin" / "spark-class"), "org.apache.spark.deploy.worker.Worker"]
-        command += ["--host", HOST, "--webui-port", "0", "--cores", "1", "--memory", "1500m"]
+        command += ["--host", HOST, "--webui-port", "0", "--cores", str(cores), "--memory", "1500m"]
         command += ["--work-dir", str(self.folder / name), self.master]
         environment = {}
         if gpu is not None:

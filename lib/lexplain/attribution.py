@@ -15,7 +15,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lexplain.corpus import Staged
-from lexplain.devices import on_task_device, task_device
+from lexplain.devices import map_on_devices
 from lexplain.errors import AccountingError, ExplainError, LimitError, ModelError, WorkerError
 from lexplain.executor import (
     ExplainTask,
@@ -94,7 +94,7 @@ class ExplainedModel:
 def make_task(spark: SparkSession, plan: Plan, find_method: FindMethod, models: Sequence[ModelTask]) -> ExplainTask:
     """Return what a worker is told: everything of the plan that bears on explaining, as plain values."""
     method = find_method(plan.method.id)
-    slots = count_slots(spark)
+    slots = count_slots(spark, plan.execution.device)
     cores = (os.cpu_count() or 1) if is_local(spark) else slots
     return ExplainTask(
         models=tuple(models),
@@ -341,8 +341,8 @@ class Attribution:
         task = make_task(spark, plan, self.find_method, as_tasks(models))
         tasks = max(1, ceil(documents.count() / _TASK_DOCUMENTS))
         ordered = documents.repartition(tasks, "text_digest").sortWithinPartitions("text_digest", "doc_id")
-        explaining = on_task_device(partial(explain_batches, task=task), plan.execution.device, is_local(spark))
-        explained = ordered.mapInArrow(explaining, TABLES["explanations"].schema)
+        explaining = partial(explain_batches, task=task)
+        explained = map_on_devices(ordered, explaining, TABLES["explanations"].schema, plan.execution.device)
         if kept is not None:
             explained = explained.unionByName(kept)
         # Kept until they are committed: Delta refuses a commit while another job makes one, and the second attempt
@@ -375,7 +375,8 @@ class Attribution:
     def check_hours(self, hours: float) -> None:
         """Raise LimitError when `limits.device_hours` has passed."""
         limits = self.plan.limits
-        hours *= 1 if is_local(self.tables.spark) else count_slots(self.tables.spark)
+        spark = self.tables.spark
+        hours *= 1 if is_local(spark) else count_slots(spark, self.plan.execution.device)
         if limits.device_hours is not None and hours > limits.device_hours:
             raise LimitError(
                 f"limits.device_hours={limits.device_hours} was passed after {hours:.2f} hours. What was committed stays; "
@@ -522,16 +523,13 @@ def _check_models(spark: SparkSession, plan: Plan, find_method: FindMethod, mode
     Raises:
         ModelError: With the executor's own words.
     """
-    local = is_local(spark)
     task = make_task(spark, plan, find_method, as_tasks(models))
-    requested = plan.execution.device
 
-    def check(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def check(batches: Iterator[pa.RecordBatch], /, *, device: str) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
         for _ in batches:
             pass
-        device = task_device(requested, local)
         said: list[str | None] = []
         for model in task.models:
             try:
@@ -541,8 +539,9 @@ def _check_models(spark: SparkSession, plan: Plan, find_method: FindMethod, mode
         rows = [{"device": describe_device(device), "said": one} for one in said or [None]]
         yield pa.RecordBatch.from_pylist(rows, schema=pa.schema([("device", pa.string()), ("said", pa.string())]))
 
-    places = 1 if local else count_slots(spark)
-    checked = spark.range(places, numPartitions=places).mapInArrow(check, "device STRING, said STRING")
+    places = 1 if is_local(spark) else count_slots(spark, plan.execution.device)
+    asked = spark.range(places, numPartitions=places)
+    checked = map_on_devices(asked, check, "device STRING, said STRING", plan.execution.device)
     rows = checked.distinct().orderBy("device", "said").collect()
     said = sorted({row["said"] for row in rows if row["said"] is not None})
     if said:

@@ -1,6 +1,6 @@
-"""Functions that executors run, and how these are told their task's device.
+"""Stages whose tasks run models: how they get a device each, and how the functions that executors run are told which.
 
-The driver makes them; what they close over is plain values, never a session, a DataFrame or a model.
+The driver makes these functions; what they close over is plain values, never a session, a DataFrame or a model.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from lexplain.executor import choose_device
+from lexplain.session import is_local, shares_gpus
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyspark.resource import ResourceProfile
+    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.types import StructType
 
 
 class DeviceWork(Protocol):
@@ -20,6 +24,38 @@ class DeviceWork(Protocol):
 
     def __call__(self, batches: Iterator[pa.RecordBatch], /, *, device: str) -> Iterator[pa.RecordBatch]:
         """Yield what is made of the batches."""
+
+
+def map_on_devices(
+    rows: DataFrame, work: DeviceWork, schema: StructType | str, device: Literal["auto", "cpu", "gpu"]
+) -> DataFrame:
+    """Return what executors make of rows: a `mapInArrow` whose tasks have a device each. Runs on the driver.
+
+    Where a task of the session asks for less than a GPU, so that other stages use all cores, these tasks ask for a whole
+    one: two on a GPU would hold two copies of each model in its memory.
+
+    Args:
+        rows: In the partitions that tasks are to have.
+        work: With everything but batches and device bound, see `on_task_device`.
+        schema: Of what `work` yields.
+        device: What the plan says.
+    """
+    spark = rows.sparkSession
+    return rows.mapInArrow(on_task_device(work, device, is_local(spark)), schema, profile=ask_for_gpu(spark, device))
+
+
+def ask_for_gpu(spark: SparkSession, device: Literal["auto", "cpu", "gpu"]) -> ResourceProfile | None:
+    """Return what a stage asks for whose tasks each take a whole GPU; None where the session's settings are enough.
+
+    Stage-level scheduling, without executors of its own. Runs on the driver.
+    """
+    from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
+
+    if device == "cpu" or not shares_gpus(spark):
+        return None
+    # The cores stay as they are: a task's CPUs are the session's setting, and threads are counted by it.
+    cpus = int(spark.conf.get("spark.task.cpus", None) or 1)
+    return ResourceProfileBuilder().require(TaskResourceRequests().cpus(cpus).resource("gpu", 1)).build
 
 
 def on_task_device(

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from filelock import FileLock
 
@@ -277,24 +277,43 @@ def is_local(spark: SparkSession) -> bool:
     ) == "local"
 
 
-def count_slots(spark: SparkSession) -> int:
-    """Return how many tasks run at once: as many as cores allow, and GPUs where tasks ask for them.
+def shares_gpus(spark: SparkSession) -> bool:
+    """Return whether executors have GPUs that a task asks less than one of, and a stage's tasks can ask for more.
+
+    Local mode gives tasks no GPU. Under dynamic allocation a stage that asks for other things than the session gets
+    executors of its own, which wait for those that there are to give their GPUs back.
+    """
+    dynamic = spark.conf.get("spark.dynamicAllocation.enabled", None) == "true"
+    gpus, gpus_a_task = (_read_number(spark, f"spark.{place}.resource.gpu.amount", 0) for place in ("executor", "task"))
+    return gpus >= 1 and gpus_a_task < 1 and not dynamic and not is_local(spark)
+
+
+def count_slots(spark: SparkSession, device: Literal["auto", "cpu", "gpu"]) -> int:
+    """Return how many tasks that run models do so at once: as many as cores allow, and GPUs where tasks ask for them.
 
     A thin client cannot see the cores; then a setting of Spark stands for them.
+
+    Args:
+        spark: A session of any kind.
+        device: What the plan says: tasks that compute on the CPU ask for no GPU beyond the session's settings.
     """
-
-    def read(key: str, default: float) -> float:
-        return float(spark.conf.get(key, None) or default)
-
     try:
         cores = float(spark.sparkContext.defaultParallelism)
     except Exception:  # Spark Connect has no context, and says so with an error class of its own
-        cores = read("spark.default.parallelism", read("spark.sql.shuffle.partitions", 8))
-    slots = cores // read("spark.task.cpus", 1)
-    gpus, gpus_a_task = (read(f"spark.{place}.resource.gpu.amount", 0) for place in ("executor", "task"))
+        shuffled = _read_number(spark, "spark.sql.shuffle.partitions", 8)
+        cores = _read_number(spark, "spark.default.parallelism", shuffled)
+    slots = cores // _read_number(spark, "spark.task.cpus", 1)
+    gpus, gpus_a_task = (_read_number(spark, f"spark.{place}.resource.gpu.amount", 0) for place in ("executor", "task"))
+    if device != "cpu" and shares_gpus(spark):
+        gpus_a_task = 1
     if gpus and gpus_a_task:
-        slots = min(slots, max(1, cores // read("spark.executor.cores", cores)) * (gpus // gpus_a_task))
+        executors = max(1, cores // _read_number(spark, "spark.executor.cores", cores))
+        slots = min(slots, executors * (gpus // gpus_a_task))
     return max(1, int(slots))
+
+
+def _read_number(spark: SparkSession, key: str, default: float) -> float:
+    return float(spark.conf.get(key, None) or default)
 
 
 @contextmanager

@@ -8,12 +8,11 @@ from math import ceil
 
 from lexplain.attribution import ExplainedModel, as_tasks, make_task, split_waves
 from lexplain.deletions import PLACE
-from lexplain.devices import DeviceWork, on_task_device
+from lexplain.devices import DeviceWork, map_on_devices
 from lexplain.errors import AccountingError
 from lexplain.executor import ExplainTask
 from lexplain.pipeline import Run
 from lexplain.schema import TABLES
-from lexplain.session import is_local
 from lexplain.tables import quote_list, quote_text
 
 # Documents a task: decides what shares a batch, so it must not depend on the cluster's size.
@@ -102,9 +101,9 @@ def _measure_chunk(
     explained = tables.read("explanations").where(measured).selectExpr(*PLACE, *measurement.columns)
     documents = explained.join(texts, "doc_id").repartition(max(1, ceil(count / _TASK_DOCUMENTS)), "text_digest")
     work = measurement.make_work(make_task(tables.spark, run.plan, run.find_method, as_tasks(models)), kinds)
-    measuring = on_task_device(work, run.plan.execution.device, is_local(tables.spark))
     ordered = documents.sortWithinPartitions("explain_key", "text_digest", "doc_id")
-    rows = ordered.mapInArrow(measuring, TABLES[measurement.table].schema).persist(StorageLevel.DISK_ONLY)
+    rows = map_on_devices(ordered, work, TABLES[measurement.table].schema, run.plan.execution.device)
+    rows = rows.persist(StorageLevel.DISK_ONLY)
     try:
         made = rows.count()
         if made != count * len(kinds):

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lexplain.attribution import ExplainedModel, Progress
 from lexplain.corpus import Staged, is_trainable, list_labelled
-from lexplain.devices import task_device
+from lexplain.devices import DeviceWork, map_on_devices
 from lexplain.errors import CorpusError, ModelError, redact_uris
 from lexplain.executor import decode_document
 from lexplain.keys import digest, explain_key, model_key
@@ -111,7 +111,7 @@ def fine_tune_splits(
     pending = [split for split in splits if keys[split.number] not in done]
     progress.start("fine-tune", len(splits), "models", len(splits) - len(pending))
     # One machine trains one model at a time, on all of its cores; a cluster trains a model a task.
-    wave = 1 if is_local(tables.spark) else max(1, count_slots(tables.spark))
+    wave = 1 if is_local(tables.spark) else count_slots(tables.spark, plan.execution.device)
     for start in range(0, len(pending), wave):
         together = pending[start : start + wave]
         rows = _train_wave(tables, plan, base, training, together, label_names, keys)
@@ -136,11 +136,10 @@ def _train_wave(
     )  # fmt: skip
     place = " ".join(f"WHEN {split.number} THEN {position}" for position, split in enumerate(splits))
     placed = documents.selectExpr("*", f"CAST(CASE split {place} END AS INT) AS place")
-    local = is_local(tables.spark)
-    train = _training(plan, base, splits, list(label_names), keys, local=local)
+    train = _training(plan, base, splits, list(label_names), keys, local=is_local(tables.spark))
     # Partition ids are assigned, not hashed: two splits in one task would be trained one after the other.
     spread = placed.repartitionById(len(splits), "place").sortWithinPartitions("split", "text_digest", "doc_id")
-    return [row.asDict() for row in spread.mapInArrow(train, _TRAINED).collect()]
+    return [row.asDict() for row in map_on_devices(spread, train, _TRAINED, plan.execution.device).collect()]
 
 
 def _training(
@@ -151,11 +150,11 @@ def _training(
     keys: dict[int, str],
     *,
     local: bool,
-) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+) -> DeviceWork:
     """Return the function that executors run; it closes over plain values only."""
     from lexplain.finetune import Recipe
 
-    models, device = plan.models, plan.execution.device
+    models = plan.models
     recipe = Recipe(
         train=models.train, epochs=models.epochs, learning_rate=models.learning_rate, batch_size=models.batch_size,
         accumulate=models.accumulate, max_tokens=plan.text.max_tokens, patience=models.patience,
@@ -166,7 +165,7 @@ def _training(
     drawn = {split.number: split for split in splits}
     multi_label, seed, most = models.multi_label, models.seed, plan.text.max_characters
 
-    def train(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def train(batches: Iterator[pa.RecordBatch], /, *, device: str) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
         documents = [
@@ -178,7 +177,7 @@ def _training(
         row = train_split(
             documents, split, fetch_model(place, place_digest), Path(folders), keys[split.number], recipe,
             label_names=label_names, multi_label=multi_label, seed=seed, max_characters=most, threads=threads,
-            device=task_device(device, local),
+            device=device,
         )  # fmt: skip
         schema = pa.schema(
             [("split", pa.int32()), ("digest", pa.string()), ("macro_f1", pa.float64()), ("micro_f1", pa.float64()),

@@ -14,7 +14,7 @@ from pyspark.sql import SparkSession
 from core.models import BATCH_TOLERANCE, LINES, Shelf
 from core.test_conformance import OURS, SMALL, TOLERANCES, open_explainer
 from core.test_executor import make_task, stage
-from lexplain.devices import on_task_device
+from lexplain.devices import map_on_devices
 from lexplain.executor import ExplainTask, ModelTask, explain_batches
 from lexplain.methods import find_method
 from lexplain.model_store import digest_folder
@@ -57,8 +57,8 @@ def test_executors_explain_long_texts_of_several_labels(
     documents = (
         spark.createDataFrame(pa.Table.from_batches([batch])).repartition(2, "doc_id").sortWithinPartitions("doc_id")
     )
-    work = on_task_device(partial(explain_batches, task=task), "cpu", local=True)
-    there = documents.mapInArrow(work, TABLES["explanations"].schema).toArrow().to_pylist()
+    work = partial(explain_batches, task=task)
+    there = map_on_devices(documents, work, TABLES["explanations"].schema, "cpu").toArrow().to_pylist()
 
     def by_label(rows: list[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
         return {(row["doc_id"], row["label"]): row for row in rows if row["status"] == "explained"}

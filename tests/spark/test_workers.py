@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from pyspark.sql import SparkSession
 
 from core.models import save_trainable
-from lexplain.devices import on_task_device
+from lexplain.devices import map_on_devices
 from lexplain.errors import LimitError
 from lexplain.methods import find_method
 from lexplain.pipeline import open_run
@@ -121,8 +121,7 @@ def run_task(spark: SparkSession, seconds: float, sign_every: float | None) -> i
                 yield pa.RecordBatch.from_pylist([], schema=schema)
         yield pa.RecordBatch.from_pylist([{"id": 1}], schema=schema)
 
-    task: Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]] = on_task_device(work, "cpu", local=True)
-    return len(spark.range(1, numPartitions=1).mapInArrow(task, "id BIGINT").collect())
+    return len(map_on_devices(spark.range(1, numPartitions=1), work, "id BIGINT", "cpu").collect())
 
 
 def test_a_silent_worker_is_stopped_and_one_that_gives_signs_is_not(spark: SparkSession) -> None:

@@ -17,14 +17,14 @@ import numpy as np
 from lexplain.anchors import Anchors
 from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task, select_owed
 from lexplain.corpus import Staged
-from lexplain.devices import on_task_device
+from lexplain.devices import map_on_devices
 from lexplain.executor import ExplainTask
 from lexplain.keys import path_key
 from lexplain.methods.discretized import make_rule
 from lexplain.plan import FindMethod, Plan
 from lexplain.preparation.folders import prepared_folder
 from lexplain.sampling import PATHS_DDL, TOKENS_DDL, VOCABULARIES_DDL, path_batches, token_batches, vocabulary_batches
-from lexplain.session import count_slots, is_local
+from lexplain.session import count_slots
 from lexplain.tables import Tables, quote_text
 
 if TYPE_CHECKING:
@@ -90,9 +90,9 @@ def _group_models(
 ) -> dict[tuple[str, int], list[ExplainedModel]]:
     """Return the models by key of their paths and baseline token, in order."""
     spark = tables.spark
-    numbers = spark.range(len(models), numPartitions=min(len(models), count_slots(spark)))
-    describing = on_task_device(partial(vocabulary_batches, task=task), plan.execution.device, is_local(spark))
-    rows = numbers.mapInArrow(describing, VOCABULARIES_DDL).collect()
+    numbers = spark.range(len(models), numPartitions=min(len(models), count_slots(spark, plan.execution.device)))
+    describing = partial(vocabulary_batches, task=task)
+    rows = map_on_devices(numbers, describing, VOCABULARIES_DDL, plan.execution.device).collect()
     known = {row["split"]: row for row in rows}
     groups: dict[tuple[str, int], list[ExplainedModel]] = {}
     for model in models:
@@ -118,10 +118,11 @@ def _list_tokens(
         pending, ["increment", "bucket"], "left_semi"
     )
     documents = documents.selectExpr("text", "text_digest", "defect", f"array({task.models[0].split}) AS splits")
-    tasks = max(1, min(ceil(corpus.n_documents / _TASK_DOCUMENTS), 16 * count_slots(tables.spark)))
-    listing = on_task_device(partial(token_batches, task=task), plan.execution.device, is_local(tables.spark))
+    tasks = max(
+        1, min(ceil(corpus.n_documents / _TASK_DOCUMENTS), 16 * count_slots(tables.spark, plan.execution.device))
+    )
     documents = documents.repartition(tasks, "text_digest").dropDuplicates(["text_digest"])
-    return documents.mapInArrow(listing, TOKENS_DDL).distinct()
+    return map_on_devices(documents, partial(token_batches, task=task), TOKENS_DDL, plan.execution.device).distinct()
 
 
 def _search(tables: Tables, plan: Plan, key: str, tokens: DataFrame, task: ExplainTask) -> int:
@@ -133,10 +134,9 @@ def _search(tables: Tables, plan: Plan, key: str, tokens: DataFrame, task: Expla
     missing = sorted(row["token_id"] for row in tokens.join(there, "token_id", "left_anti").collect())
     if not missing:
         return 0
-    tasks = max(1, min(ceil(len(missing) / _TASK_TOKENS), count_slots(spark)))
+    tasks = max(1, min(ceil(len(missing) / _TASK_TOKENS), count_slots(spark, plan.execution.device)))
     wanted = spark.createDataFrame([(token,) for token in missing], TOKENS_DDL).repartition(tasks, "token_id")
-    searching = on_task_device(partial(path_batches, task=task), plan.execution.device, is_local(spark))
-    found = wanted.mapInArrow(searching, PATHS_DDL)
+    found = map_on_devices(wanted, partial(path_batches, task=task), PATHS_DDL, plan.execution.device)
     found = found.selectExpr(f"{quote_text(key)} AS path_key", "token_id", "anchors")
     # Kept until they are committed: a commit that is tried again must not search again.
     found = found.persist(StorageLevel.DISK_ONLY)

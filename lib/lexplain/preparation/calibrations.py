@@ -22,13 +22,12 @@ from lexplain.calibration import (
     fit_calibration,
 )
 from lexplain.corpus import Staged
-from lexplain.devices import on_task_device
+from lexplain.devices import map_on_devices
 from lexplain.errors import MethodError
 from lexplain.keys import calibration_key
 from lexplain.plan import FindMethod, Plan
 from lexplain.sampling import SAMPLES_DDL, sample_batches
 from lexplain.schema import TABLES
-from lexplain.session import is_local
 from lexplain.tables import Tables, quote_list, quote_text
 
 if TYPE_CHECKING:
@@ -104,8 +103,7 @@ def _calibrate(
     task = make_task(tables.spark, plan, find_method, as_tasks([model]))
     for nodes in SAMPLE_NODES:
         work = partial(sample_batches, task=task, nodes=nodes)
-        sampling = on_task_device(work, plan.execution.device, is_local(tables.spark))
-        rows = documents.mapInArrow(sampling, SAMPLES_DDL).toArrow().to_pylist()
+        rows = map_on_devices(documents, work, SAMPLES_DDL, plan.execution.device).toArrow().to_pylist()
         sample = [
             SampledPath(
                 row["label"], tuple(row["words"]), np.array(row["derivatives"], dtype=np.float64).reshape(nodes, -1)

@@ -16,7 +16,7 @@ import numpy as np
 
 from lexplain.attribution import ExplainedModel, Progress, as_tasks, make_task
 from lexplain.corpus import Staged
-from lexplain.devices import on_task_device
+from lexplain.devices import map_on_devices
 from lexplain.errors import MethodError
 from lexplain.executor import ExplainTask
 from lexplain.keys import neighbours_key
@@ -25,7 +25,6 @@ from lexplain.plan import FindMethod, Plan
 from lexplain.preparation.folders import prepared_folder
 from lexplain.sampling import REFERENCES_DDL, reference_batches
 from lexplain.schema import TABLES
-from lexplain.session import is_local
 from lexplain.tables import Tables, quote_list, quote_text
 
 if TYPE_CHECKING:
@@ -164,8 +163,7 @@ def _measure(tables: Tables, plan: Plan, task: ExplainTask, documents: DataFrame
     tasks = max(1, -(-documents.count() // _TASK_DOCUMENTS))
     ordered = documents.repartition(tasks, "text_digest").sortWithinPartitions("text_digest")
     work = partial(reference_batches, task=task, layer=layer)
-    measuring = on_task_device(work, plan.execution.device, is_local(tables.spark))
-    rows = ordered.mapInArrow(measuring, REFERENCES_DDL).toArrow()
+    rows = map_on_devices(ordered, work, REFERENCES_DDL, plan.execution.device).toArrow()
     references = []
     for text, label, foremost, vectors, *tokens in zip(*rows.columns, strict=True):
         ids, words, scores = (each.values.to_numpy() for each in tokens)
