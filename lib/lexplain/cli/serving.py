@@ -9,9 +9,8 @@ from typing import Annotated
 
 import typer
 
-from lexplain.cli.console import BAD_PLAN, load_plan, open_terminal, refuse
+from lexplain.cli.console import BAD_PLAN, DEMO_TABLES, find_sink, load_plan, open_terminal, refuse
 from lexplain.errors import PlanError
-from lexplain.plan import Sink
 
 _QUERY = "SELECT label, word, rank FROM keywords_current WHERE rank <= 3"
 
@@ -19,7 +18,8 @@ _QUERY = "SELECT label, word, rank FROM keywords_current WHERE rank <= 3"
 def serve_sql_command(
     plan: Annotated[Path | None, typer.Argument(help="Serve the tables of its sink.", metavar="[PLAN.yaml]")] = None,
     tables: Annotated[
-        Path | None, typer.Option(help="Or a folder of tables: a plan's sink.path; lexplain-demo/tables when left out.")
+        str | None,
+        typer.Option(help=f"Or folder or schema of tables; {DEMO_TABLES} when both are left out.", metavar="PLACE"),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at. There is no password.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Its port.", min=1, max=65535)] = 10000,
@@ -30,9 +30,8 @@ def serve_sql_command(
     """
     if plan is not None and tables is not None:
         raise typer.BadParameter("PLAN.yaml and --tables exclude each other.")
-    folder = tables or Path("lexplain-demo/tables")
     try:
-        sink = Sink(path=str(folder.resolve())) if plan is None else load_plan(plan).sink
+        loaded = None if plan is None else load_plan(plan)
     except PlanError as error:
         raise refuse(error, BAD_PLAN) from None
     with open_terminal("serve-sql", None) as terminal:
@@ -41,6 +40,7 @@ def serve_sql_command(
         from lexplain.session import check_port, find_beeline, serve_thrift, wait_for_jvm
         from lexplain.tables import check_version
 
+        sink = find_sink(tables or DEMO_TABLES) if loaded is None else loaded.sink
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the session is stopped
         check_port(host, port)  # before Spark starts
         if sink.path is not None:
