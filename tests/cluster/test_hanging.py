@@ -47,7 +47,7 @@ def reluctant(
     _, scores = evaluate.directional(rows, ends)
     return Attribution.from_scores(scores, evaluate, inputs, evaluations=1)
 '''
-MARK = "minister"
+MARK = "coach"  # a token of its own, which no other document has
 N_DOCUMENTS = 60
 IDLE_SECONDS = 30
 
@@ -75,6 +75,7 @@ def run(cluster: Standalone, name: str, **options: Any) -> tuple[int, str, Histo
     folder = cluster.folder
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "model")
     marked = tokenizer.convert_tokens_to_ids(MARK)
+    assert marked != tokenizer.unk_token_id
     source = {"path": str(folder / "corpus.jsonl"), "columns": {"doc_id": "doc_id", "labels": "labels"}}
     plan = make_plan(
         folder, name=name, training=None, models={"uris": [str(folder / "model")], "corpus": "unseen"}, method=None,
