@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from lexplain.executor import choose_device
-from lexplain.session import is_local, shares_gpus
+from lexplain.session import asks_for_gpu, is_local
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,18 +41,18 @@ def map_on_devices(
         device: What the plan says.
     """
     spark = rows.sparkSession
-    return rows.mapInArrow(on_task_device(work, device, is_local(spark)), schema, profile=ask_for_gpu(spark, device))
+    return rows.mapInArrow(on_task_device(work, device, is_local(spark)), schema, profile=request_gpu(spark, device))
 
 
-def ask_for_gpu(spark: SparkSession, device: Literal["auto", "cpu", "gpu"]) -> ResourceProfile | None:
+def request_gpu(spark: SparkSession, device: Literal["auto", "cpu", "gpu"]) -> ResourceProfile | None:
     """Return what a stage asks for whose tasks each take a whole GPU; None where the session's settings are enough.
 
     Stage-level scheduling, without executors of its own. Runs on the driver.
     """
+    if not asks_for_gpu(spark, device):
+        return None
     from pyspark.resource import ResourceProfileBuilder, TaskResourceRequests
 
-    if device == "cpu" or not shares_gpus(spark):
-        return None
     # The cores stay as they are: a task's CPUs are the session's setting, and threads are counted by it.
     cpus = int(spark.conf.get("spark.task.cpus", None) or 1)
     return ResourceProfileBuilder().require(TaskResourceRequests().cpus(cpus).resource("gpu", 1)).build

@@ -277,15 +277,15 @@ def is_local(spark: SparkSession) -> bool:
     ) == "local"
 
 
-def shares_gpus(spark: SparkSession) -> bool:
-    """Return whether executors have GPUs that a task asks less than one of, and a stage's tasks can ask for more.
+def asks_for_gpu(spark: SparkSession, device: Literal["auto", "cpu", "gpu"]) -> bool:
+    """Return whether a stage that runs models asks for a GPU a task: executors have some, and a task asks for less than one.
 
     Local mode gives tasks no GPU. Under dynamic allocation a stage that asks for other things than the session gets
     executors of its own, which wait for those that there are to give their GPUs back.
     """
     dynamic = spark.conf.get("spark.dynamicAllocation.enabled", None) == "true"
-    gpus, gpus_a_task = (_read_number(spark, f"spark.{place}.resource.gpu.amount", 0) for place in ("executor", "task"))
-    return gpus >= 1 and gpus_a_task < 1 and not dynamic and not is_local(spark)
+    gpus, gpus_a_task = _read_gpus(spark)
+    return device != "cpu" and gpus >= 1 and gpus_a_task < 1 and not dynamic and not is_local(spark)
 
 
 def count_slots(spark: SparkSession, device: Literal["auto", "cpu", "gpu"]) -> int:
@@ -303,13 +303,19 @@ def count_slots(spark: SparkSession, device: Literal["auto", "cpu", "gpu"]) -> i
         shuffled = _read_number(spark, "spark.sql.shuffle.partitions", 8)
         cores = _read_number(spark, "spark.default.parallelism", shuffled)
     slots = cores // _read_number(spark, "spark.task.cpus", 1)
-    gpus, gpus_a_task = (_read_number(spark, f"spark.{place}.resource.gpu.amount", 0) for place in ("executor", "task"))
-    if device != "cpu" and shares_gpus(spark):
+    gpus, gpus_a_task = _read_gpus(spark)
+    if asks_for_gpu(spark, device):
         gpus_a_task = 1
     if gpus and gpus_a_task:
         executors = max(1, cores // _read_number(spark, "spark.executor.cores", cores))
         slots = min(slots, executors * (gpus // gpus_a_task))
     return max(1, int(slots))
+
+
+def _read_gpus(spark: SparkSession) -> tuple[float, float]:
+    """Return the GPUs of an executor, and of a task, as the session's settings say."""
+    executor, task = (_read_number(spark, f"spark.{place}.resource.gpu.amount", 0) for place in ("executor", "task"))
+    return executor, task
 
 
 def _read_number(spark: SparkSession, key: str, default: float) -> float:

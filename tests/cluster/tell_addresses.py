@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
-from lexplain.devices import ask_for_gpu, map_on_devices, task_device
+from lexplain.devices import map_on_devices, request_gpu, task_device
 from lexplain.errors import DeviceError
 from lexplain.session import count_slots
 
@@ -44,7 +44,7 @@ if __name__ == "__main__":
     rows = spark.range(TASKS, numPartitions=TASKS)
     told = {"slots": {device: count_slots(spark, device) for device in ("cpu", "gpu")}}
     for device in ("cpu", "gpu"):
-        stage = rows.mapInArrow(tell, SCHEMA, profile=ask_for_gpu(spark, device))
+        stage = rows.mapInArrow(tell, SCHEMA, profile=request_gpu(spark, device))
         told[device] = [row.asDict() for row in stage.collect()]
     try:
         map_on_devices(rows, never, SCHEMA, "gpu").collect()
