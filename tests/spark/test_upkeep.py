@@ -365,7 +365,11 @@ def test_killed_after_any_commit_the_same_command_ends_as_if_it_had_not_been(
             killed += 1
         else:
             break
-        do(tables)
+        if what == "delete" and tables.read("runs").isEmpty():  # its row goes last: nothing is left to delete
+            with pytest.raises(TableError, match="is no run of these tables"):
+                do(tables)
+        else:
+            do(tables)
         assert read_all(tables) == expected, f"killed after commit {killed}"
     assert killed >= 5
 
