@@ -26,7 +26,7 @@ from lexplain.executor import (
 )
 from lexplain.plan import FindMethod, Plan
 from lexplain.schema import TABLES
-from lexplain.session import count_slots, is_local, lost_worker, stop_silent_workers
+from lexplain.session import count_devices, count_slots, is_local, lost_worker, stop_silent_workers
 from lexplain.splits import Split
 from lexplain.tables import Tables, quote_list, quote_text
 
@@ -375,8 +375,7 @@ class Attribution:
     def check_hours(self, hours: float) -> None:
         """Raise LimitError when `limits.device_hours` has passed."""
         limits = self.plan.limits
-        spark = self.tables.spark
-        hours *= 1 if is_local(spark) else count_slots(spark, self.plan.execution.device)
+        hours *= count_devices(self.tables.spark, self.plan.execution.device)
         if limits.device_hours is not None and hours > limits.device_hours:
             raise LimitError(
                 f"limits.device_hours={limits.device_hours} was passed after {hours:.2f} hours. What was committed stays; "
@@ -539,7 +538,7 @@ def _check_models(spark: SparkSession, plan: Plan, find_method: FindMethod, mode
         rows = [{"device": describe_device(device), "said": one} for one in said or [None]]
         yield pa.RecordBatch.from_pylist(rows, schema=pa.schema([("device", pa.string()), ("said", pa.string())]))
 
-    places = 1 if is_local(spark) else count_slots(spark, plan.execution.device)
+    places = count_devices(spark, plan.execution.device)
     asked = spark.range(places, numPartitions=places)
     checked = map_on_devices(asked, check, "device STRING, said STRING", plan.execution.device)
     rows = checked.distinct().orderBy("device", "said").collect()

@@ -44,11 +44,13 @@ class Staged:
         key: The source's `corpus_key`.
         increments: How many increments there are.
         n_documents: Documents in all of them.
+        snapshot: Name of the snapshot that was found when it was staged; None where a run goes on with earlier input.
     """
 
     key: str
     increments: int
     n_documents: int
+    snapshot: str | None = None
 
     @property
     def version(self) -> str:
@@ -154,7 +156,7 @@ def _list_files(spark: SparkSession, source: Source) -> Snapshot:
     return Snapshot("files@" + hashlib.sha256(listing.encode()).hexdigest()[:20])
 
 
-def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int) -> Staged:
+def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int, taken: Snapshot | None = None) -> Staged:
     """Bring a source's documents into `staged`; what is there already is left alone.
 
     The source is read once. A first reading is increment 0; documents appended later become further
@@ -166,6 +168,7 @@ def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int) ->
         source: What to read.
         name: The plan's section, for messages: `corpus` or `training`.
         chunk_documents: Documents a chunk; decides the number of buckets of a new increment.
+        taken: A snapshot that was taken just now; None: one is taken here.
 
     Raises:
         CorpusError: The source cannot be read as mapped, holds no document, has ids that are null or occur
@@ -175,13 +178,13 @@ def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int) ->
     _refuse_half_forgotten(tables, source, name)
     recorded = _record_staged(tables, source)
     for _ in range(_READINGS):
-        snapshot = take_snapshot(tables.spark, source, name)
+        snapshot, taken = taken or take_snapshot(tables.spark, source, name), None
         if snapshot.name not in recorded:
             _stage_increment(tables, source, snapshot, len(_increments(recorded)), name, chunk_documents)
             recorded = _record_staged(tables, source)
         if snapshot.name in recorded:
             counts = _increments(recorded)
-            return Staged(key, len(counts), sum(counts))
+            return Staged(key, len(counts), sum(counts), snapshot.name)
     raise CorpusError(
         f"{name}={source.origin!r} changed each of {_READINGS} times while it was read. The documents would have been "
         "those of no one version. Run again when nothing writes to it, or read a Delta table: its versions stay."

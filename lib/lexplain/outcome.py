@@ -27,12 +27,8 @@ _RANKED_BY = ("marc-2023", "comprehensiveness")
 
 def show_keywords(console: Console, run: Run, key: str) -> None:
     """Print a keyword table, and of the labels that have no keyword why."""
-    rows = (
-        run.tables.read("keywords")
-        .where(f"keyword_key = {quote_text(key)} AND kept")
-        .orderBy("label", "rank")
-        .collect()
-    )
+    rows = run.tables.read("keywords").where(f"keyword_key = {quote_text(key)} AND kept").collect()
+    rows.sort(key=lambda row: (row["label"], row["rank"]))  # Spark would sample and shuffle them
     splits = rows[0]["n_splits"] if rows else 0
     counts = run.record["documents_by_status"] or {}
     console.print()
@@ -210,5 +206,5 @@ def show_place(console: Console, run: Run) -> None:
             f'[bold]query[/bold]    {escape(command)} sql --tables {escape(str(place))} "SELECT label, word, rank FROM keywords_current'
             ' ORDER BY label, rank"', soft_wrap=True,
         )  # fmt: skip
-    if run.tracker is not None:
-        console.print(f"[bold]MLflow[/bold]   run {run.tracker.mlflow_run_id}", soft_wrap=True)
+    if run.record["mlflow_run_id"] is not None:
+        console.print(f"[bold]MLflow[/bold]   run {run.record['mlflow_run_id']}", soft_wrap=True)

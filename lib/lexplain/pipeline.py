@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lexplain.attribution import Attribution, ExplainedModel, Progress
-from lexplain.corpus import Staged, check_seen, list_labels, stage
+from lexplain.corpus import Snapshot, Staged, check_seen, list_labels, stage
 from lexplain.errors import CorpusError, LimitError, ModelError, PlanError, TableError, redact
 from lexplain.executor import ModelTask
 from lexplain.keys import corpus_key, keyword_key, run_id
 from lexplain.keywords import PHRASES, WORDS, Unit, describe_evidence, rank_keywords, sum_words
 from lexplain.plan import FindMethod, Plan, Sink, Source
 from lexplain.preparation import find_prepared, prepare_models
-from lexplain.schema import TABLES
+from lexplain.run_record import digest_state, open_record, read_finished, read_record, take_snapshots, write_record
 from lexplain.session import trace_workers
 from lexplain.sql_function import register_explain
 from lexplain.tables import Tables, quote_list, quote_text
@@ -53,6 +51,7 @@ class Run:
 
     Attributes:
         run_id: Digest of the plan's name and what its keys are made of.
+        unchanged: The run is finished, and nothing that it rests on has changed: `record` tells what came of it.
     """
 
     plan: Plan
@@ -63,8 +62,11 @@ class Run:
     locations: list[ModelLocation]
     tracker: RunTracker | None
     record: dict[str, Any]
+    unchanged: bool = False
     _opened_at: int = 0
     _before: Mapping[str, Any] | None = None  # the record of an earlier start
+    _versions_before: Mapping[str, int] | None = None  # of the tables; None where no finished run was found
+    _snapshots: dict[str, Snapshot] = field(default_factory=dict)  # taken when it was opened
     _staged: dict[str, Staged] = field(default_factory=dict)
     _models: list[ExplainedModel] = field(default_factory=list)
     _counts: dict[str, int] = field(default_factory=dict)
@@ -155,7 +157,8 @@ class Run:
     @property
     def labels(self) -> list[str]:
         """The labels of the models, by name."""
-        return sorted({label for model in self.models for label in model.labels})
+        models = self._find_models() if self.unchanged else self.models  # nothing is to be checked or prepared again
+        return sorted({label for model in models for label in model.labels})
 
     def _check_labels(self, models: Sequence[ExplainedModel]) -> None:
         """Refuse models whose labels meet neither the corpus's nor the plan's: every table would be empty."""
@@ -195,7 +198,7 @@ class Run:
         if self.record["explain_keys"] != self.explain_keys:
             # Before the first chunk: whoever deletes a run must know what another one, however it ended, goes on with.
             self.record["explain_keys"] = self.explain_keys
-            _write_record(self.tables, self.record)
+            write_record(self.tables, self.record)
         done = self._attribution.explain(self.progress)
         self._counts = self._attribution.count_documents()
         if done.n_pairs:
@@ -298,9 +301,15 @@ class Run:
         if key in self._staged:
             return self._staged[key]
         pinned = self._pinned(source, name)
+        if pinned is not None and self.unchanged:
+            self._staged[key] = pinned
+            return pinned
         self.progress.start(f"read {name}", 1, "source")
         if pinned is None:
-            pinned = stage(self.tables, source, name=name, chunk_documents=self._choose_chunk_documents())
+            pinned = stage(
+                self.tables, source, name=name, chunk_documents=self._choose_chunk_documents(),
+                taken=self._snapshots.pop(key, None),
+            )  # fmt: skip
             said = "staged"
         else:
             said = "as the run found them; what has come since is for the next one"
@@ -342,7 +351,7 @@ class Run:
         }
         if any(self.record[column] != version for column, version in pins.items()):
             self.record |= pins
-            _write_record(self.tables, self.record)
+            write_record(self.tables, self.record)
 
     def _pinned(self, source: Source, name: str) -> Staged | None:
         """Return what an unfinished run has pinned: a retry must see the input of its first start."""
@@ -354,20 +363,32 @@ class Run:
         return Staged(corpus_key(source), count, sum(row["n_documents"] for row in rows if row["increment"] < count))
 
     def finish(self, status: Literal["finished", "stopped", "failed"], detail: str | None = None) -> None:
-        """Write the run's last state to `runs` and to MLflow."""
+        """Write the run's last state to `runs` and to MLflow; nothing of an unchanged run."""
+        if self.unchanged:
+            return
         if not self._counts and self._models and self.record["corpus_key"] in self._staged:
             self._counts = self._attribution.count_statuses()
         self.record |= {"status": status, "detail": None if detail is None else redact(detail)}
         self.record["documents_by_status"] = self._counts or self.record["documents_by_status"]
         if status == "finished" and self._aggregated:  # the views show the keywords that were made last
             self.record["finished_at"] = datetime.now(UTC)
+        self.record["fingerprint"] = self._take_fingerprint() if status == "finished" and self._aggregated else None
         changed = self.tables.commits > self._opened_at
-        _write_record(self.tables, self.record)
+        write_record(self.tables, self.record)
         if self.tracker is None:
             return
         if changed or status != "finished":
             self._log_results(self.tracker, status)
         self.tracker.finish("FINISHED" if status == "finished" else "FAILED")
+
+    def _take_fingerprint(self) -> str | None:
+        """Return the digest of what the run rests on; None where that is not known, or another job may have changed it."""
+        snapshots = {key: staged.snapshot for key, staged in self._staged.items()}
+        versions = self.tables.versions()
+        # No lock keeps others out of a schema.
+        if None in snapshots.values() or (self.tables.folder is None and versions != self._versions_before):
+            return None
+        return digest_state(self.plan, snapshots, versions)
 
     def refuse(self, detail: str) -> None:
         """Leave the run as it was before this start, whose input was refused: the next start looks at it again."""
@@ -376,7 +397,7 @@ class Run:
             self.finish("failed", detail)
             return
         # What was made before is what the keyword tables show; a failed run would go on with its pinned input, too.
-        _write_record(self.tables, self._before)
+        write_record(self.tables, self._before)
         if self.tracker is not None:
             self.tracker.finish("FINISHED" if self._before["status"] == "finished" else "FAILED")
 
@@ -413,8 +434,9 @@ class Run:
 
 @contextmanager
 def open_run(
-    spark: SparkSession, plan: Plan, find_method: FindMethod, progress: Progress, *, pinned: bool = False
-) -> Iterator[Run]:
+    spark: SparkSession, plan: Plan, find_method: FindMethod, progress: Progress, *, pinned: bool = False,
+    skip_unchanged: bool = False,
+) -> Iterator[Run]:  # fmt: skip
     """Open a plan's run: tables, lock, models' digests, MLflow's parent run, the row in `runs`.
 
     The run is recorded as failed when the block raises, as stopped when a limit was passed; otherwise the
@@ -426,6 +448,9 @@ def open_run(
         find_method: Registry lookup.
         progress: Told of each stage.
         pinned: The run was started before, and goes on with the documents that it had then, finished or not.
+        skip_unchanged: Look first whether anything has changed since the run finished: plan, versions of the libraries,
+            sources, tables. If not, it comes back as it was recorded, `unchanged`: neither `runs` nor MLflow is written
+            to, and no view is registered. Costs a snapshot of each source, which is taken in any case.
 
     Raises:
         TableError: Another writer holds the sink, or a run that must be there is not.
@@ -437,14 +462,24 @@ def open_run(
     # Half of the time after which a silent worker is stopped: then there is a trace of where it hung.
     idle = plan.execution.idle_timeout_seconds
     with tables.lock(), trace_workers(spark, None if idle is None else idle // 2):
-        progress.start("open tables", 1, "sink")
-        tables.create()
-        progress.finish(plan.sink.path or str(plan.sink.schema))
         uri = tracking_uri(plan)
         names = plan.models.uris or (str(plan.models.base),)
         locations = [locate_model(name, uri) for name in names]
         identity = run_id(plan, find_method, [location.digest for location in locations])
-        before = _read_record(tables, identity)
+        versions_before, snapshots = None, {}
+        if skip_unchanged and tables.are_current() and (finished := read_finished(tables, plan.name, identity)):
+            versions_before, snapshots = tables.versions(), take_snapshots(spark, plan)
+            found = digest_state(plan, {key: each.name for key, each in snapshots.items()}, versions_before)
+            if finished["fingerprint"] == found:
+                progress.start("compare", 0, "run")
+                progress.finish("nothing has changed since the run finished: nothing is left to do")
+                record = finished | {"resumed": True}  # with the documents that it had
+                yield Run(plan, find_method, tables, progress, identity, locations, None, record, unchanged=True)
+                return
+        progress.start("open tables", 1, "sink")
+        tables.create()
+        progress.finish(plan.sink.path or str(plan.sink.schema))
+        before = read_record(tables, identity)
         if pinned and before is None:
             raise TableError(
                 f"name={plan.name!r} with these keys is no run in {plan.sink.path or plan.sink.schema!r}. There would have been "
@@ -458,11 +493,11 @@ def open_run(
             )  # fmt: skip
             tracker.log_plan(plan.to_yaml())
         tables.sign_commits({"run_id": identity, "mlflow_run_id": "" if tracker is None else tracker.mlflow_run_id})
-        record = _open_record(tables, plan, identity, before, None if tracker is None else tracker.mlflow_run_id)
+        record = open_record(tables, plan, identity, before, None if tracker is None else tracker.mlflow_run_id)
         record["resumed"] |= pinned
         run = Run(
             plan, find_method, tables, progress, identity, locations, tracker, record, _opened_at=tables.commits,
-            _before=before,
+            _before=before, _versions_before=versions_before, _snapshots=snapshots,
         )  # fmt: skip
         try:
             yield run
@@ -507,48 +542,3 @@ def open_tables(spark: SparkSession, sink: Sink, find_method: FindMethod) -> Tab
 
 def _are_regressions(models: Sequence[ExplainedModel]) -> bool:
     return models[0].problem == "regression"  # one is as the others, or they are refused
-
-
-def _read_record(tables: Tables, identity: str) -> dict[str, Any] | None:
-    rows = tables.read("runs").where(f"run_id = {quote_text(identity)}").collect()
-    return rows[0].asDict(recursive=True) if rows else None
-
-
-def _open_record(
-    tables: Tables, plan: Plan, identity: str, before: Mapping[str, Any] | None, mlflow_run_id: str | None
-) -> dict[str, Any]:
-    record: dict[str, Any] = {name: None for name, _, _ in TABLES["runs"].columns} | dict(before or {})
-    # A finished run looks for new documents; an unfinished one goes on with the input of its first start.
-    record["resumed"] = before is not None and record["status"] != "finished"
-    record |= {
-        "run_id": identity, "name": plan.name, "status": "running", "plan": plan.to_yaml(), "corpus_key": corpus_key(plan.corpus),
-        "started_at": record["started_at"] or datetime.now(UTC), "detail": None, "mlflow_run_id": mlflow_run_id, "versions": _versions(),
-    }  # fmt: skip
-    _write_record(tables, record)
-    return record
-
-
-def _write_record(tables: Tables, record: Mapping[str, Any]) -> None:
-    values = {name: record[name] for name, _, _ in TABLES["runs"].columns}
-    rows = tables.spark.createDataFrame([values], TABLES["runs"].schema)
-    tables.replace(rows, "runs", where=f"run_id = {quote_text(str(record['run_id']))}")
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in (
-        "lexplain",
-        "torch",
-        "transformers",
-        "tokenizers",
-        "icu4py",
-        "numpy",
-        "pyspark",
-        "delta-spark",
-        "captum",
-    ):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

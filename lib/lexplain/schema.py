@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 """Raised by every change of a table's columns or constraints."""
 
 OLDEST_VERSION = 3
@@ -567,6 +567,11 @@ TABLES: dict[str, Table] = {
                 ("device", "STRING", "what the models ran on"),
                 ("versions", "MAP<STRING, STRING>", "of lexplain and the libraries that move numbers"),
                 ("detail", "STRING", "why a run stopped or failed"),
+                (
+                    "fingerprint",
+                    "STRING",
+                    "digest of what a finished run rests on: plan, versions, sources and tables; equal, nothing is to do",
+                ),
             ),
             {"status_known": "status IN ('running', 'finished', 'stopped', 'failed')"},
             # A run's row is replaced as its state changes: in a partition of its own no file need be read for that.

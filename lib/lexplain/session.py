@@ -312,6 +312,11 @@ def count_slots(spark: SparkSession, device: Literal["auto", "cpu", "gpu"]) -> i
     return max(1, int(slots))
 
 
+def count_devices(spark: SparkSession, device: Literal["auto", "cpu", "gpu"]) -> int:
+    """Return how many tasks that run models do so on a device of their own: all of a local session's share its machine."""
+    return 1 if is_local(spark) else count_slots(spark, device)
+
+
 def _read_gpus(spark: SparkSession) -> tuple[float, float]:
     """Return the GPUs of an executor, and of a task, as the session's settings say."""
     executor, task = (_read_number(spark, f"spark.{place}.resource.gpu.amount", 0) for place in ("executor", "task"))

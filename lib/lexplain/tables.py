@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from lexplain.plan import Sink
 
-_LOCK, _HOLDER = ".writer.lock", ".writer"
+_LOCK, _HOLDER, _CATALOG = ".writer.lock", ".writer", "catalog.sql"
 RETAIN_HOURS = 168.0
 """How long files of older versions are kept at least: a query or job that started before may still read them."""
 
@@ -84,21 +84,32 @@ class Tables:
                     f"sink.path={str(self.folder)!r} cannot be made ({error.strerror}). No table could be written. "
                     "Write a folder that you may write to."
                 ) from error
-        statements = self._registrations()
-        catalog = "".join(f"{statement};\n" for statement in statements)
-        catalog = f"{_HEADER}{SCHEMA_VERSION}. Run it first: spark-sql -i catalog.sql\n{catalog}"
-        written = None if self.folder is None else self.folder / "catalog.sql"
-        # Written last: a folder with this very catalogue has all tables, so that a second run need not open each.
-        current = written is not None and written.is_file() and written.read_text(encoding="utf-8") == catalog
+        current = self.are_current()
         if not current:
             for table in TABLES.values():
                 self._create_table(table)
-        for statement in statements:
+        for statement in self._registrations():
             self.spark.sql(statement)
-        if written is not None and not current:
-            part = written.with_suffix(".part")
-            part.write_text(catalog, encoding="utf-8")
-            part.rename(written)  # other processes may be reading it
+        if self.folder is not None and not current:
+            part = self.folder / "catalog.part"
+            part.write_text(self._catalog(), encoding="utf-8")
+            part.rename(self.folder / _CATALOG)  # other processes may be reading it
+
+    def are_current(self) -> bool:
+        """Return whether all tables are there and of this schema version, without opening each."""
+        if self.folder is not None:
+            # Written last: a folder with this very catalogue has all tables.
+            written = self.folder / _CATALOG
+            return written.is_file() and written.read_text(encoding="utf-8") == self._catalog()
+        if not self.spark.catalog.databaseExists(str(self.sink.schema)):
+            return False
+        shown = self.spark.sql(f"SHOW TABLES IN {self._schema()}").collect()
+        *_, last = TABLES.values()  # they are made, and given what an older version lacks, in this order
+        return {row["tableName"] for row in shown} >= set(TABLES) and self._read_version(last) == str(SCHEMA_VERSION)
+
+    def _catalog(self) -> str:
+        statements = "".join(f"{statement};\n" for statement in self._registrations())
+        return f"{_HEADER}{SCHEMA_VERSION}. Run it first: spark-sql -i {_CATALOG}\n{statements}"
 
     def open(self) -> None:
         """Register a folder's tables and views in the session by their plain names; creates no table.
@@ -146,8 +157,7 @@ class Tables:
         Raises:
             TableError: It has a version whose tables differ by more than columns.
         """
-        rows = self.spark.sql(f"SHOW TBLPROPERTIES {self.name(table.name)}").collect()
-        version = {row["key"]: row["value"] for row in rows}.get("lexplain.schemaVersion")
+        version = self._read_version(table)
         if version == str(SCHEMA_VERSION):
             return
         if not _is_older(version):
@@ -174,6 +184,13 @@ class Tables:
 
         self._commit(add_columns, table.name)
 
+    def _read_version(self, table: Table) -> str | None:
+        rows = self.spark.sql(f"SHOW TBLPROPERTIES {self.name(table.name)}").collect()
+        return {row["key"]: row["value"] for row in rows}.get("lexplain.schemaVersion")
+
+    def _schema(self) -> str:
+        return ".".join(map(quote_identifier, str(self.sink.schema).split(".")))
+
     def _registrations(self) -> list[str]:
         """Return the statements that let people write plain names: views, temporary ones over a folder's tables."""
         kind = "VIEW" if self.folder is None else "TEMPORARY VIEW"
@@ -181,9 +198,7 @@ class Tables:
         queries = {name: query.format(**names, **EVIDENCE_SQL) for name, (_, query) in VIEWS.items()}
         if self.folder is not None:
             queries = {name: f"SELECT * FROM {self.name(name)}" for name in TABLES} | queries
-        place = (
-            "" if self.folder is not None else f"{'.'.join(map(quote_identifier, str(self.sink.schema).split('.')))}."
-        )
+        place = "" if self.folder is not None else f"{self._schema()}."
         return [
             f"CREATE OR REPLACE {kind} {place}{quote_identifier(name)} AS {query}" for name, query in queries.items()
         ]
@@ -299,6 +314,10 @@ class Tables:
 
     def versions(self) -> dict[str, int]:
         """Return the current Delta version of each table."""
+        if self.folder is not None:
+            # From the log's file names: a query for each table takes seconds. The latest commit's file is always there.
+            logs = {name: self.folder / name / "_delta_log" for name in TABLES}
+            return {name: max(int(file.stem) for file in log.glob("[0-9]*.json")) for name, log in logs.items()}
         history = {name: self.spark.sql(f"DESCRIBE HISTORY {self.name(name)} LIMIT 1").collect() for name in TABLES}
         return {name: int(rows[0]["version"]) for name, rows in history.items()}
 
@@ -317,7 +336,7 @@ def check_version(folder: Path) -> None:
     Raises:
         TableError: It has none, or of another schema version.
     """
-    catalog = folder / "catalog.sql"
+    catalog = folder / _CATALOG
     if not catalog.is_file():
         raise TableError(
             f"sink.path={str(folder)!r} holds no tables of lexplain. Every query would have failed. "

@@ -22,7 +22,7 @@ from lexplain.keys import digest, explain_key, model_key
 from lexplain.model_store import ProblemType, digest_folder, fetch_model, read_outputs
 from lexplain.plan import FindMethod, Plan
 from lexplain.schema import TABLES
-from lexplain.session import count_slots, is_local
+from lexplain.session import count_devices, is_local
 from lexplain.splits import Split, draw_split
 from lexplain.tables import Tables, quote_list, quote_text
 
@@ -111,7 +111,7 @@ def fine_tune_splits(
     pending = [split for split in splits if keys[split.number] not in done]
     progress.start("fine-tune", len(splits), "models", len(splits) - len(pending))
     # One machine trains one model at a time, on all of its cores; a cluster trains a model a task.
-    wave = 1 if is_local(tables.spark) else count_slots(tables.spark, plan.execution.device)
+    wave = count_devices(tables.spark, plan.execution.device)
     for start in range(0, len(pending), wave):
         together = pending[start : start + wave]
         rows = _train_wave(tables, plan, base, training, together, label_names, keys)

@@ -52,6 +52,7 @@ LAYERS = (
     ("corpus", "devices"),
     ("attribution", "keywords"),
     ("training", "preparation", "keyword_quality", "sql_function"),
+    ("run_record",),
     ("pipeline",),
     ("tracing",),
     ("class_deletion",),

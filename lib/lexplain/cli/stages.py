@@ -43,8 +43,8 @@ def run_stages(path: Path, command: str, stages: Callable[[Run], str | None], *,
     except PlanError as error:
         raise refuse(error, BAD_PLAN) from None
     with open_job(command, plan) as (terminal, spark, progress):
-        with open_run(spark, plan, find_method, progress, pinned=pinned) as run:
-            key = stages(run)
+        with open_run(spark, plan, find_method, progress, pinned=pinned, skip_unchanged=not pinned) as run:
+            key = run.record["keyword_key"] if run.unchanged else stages(run)
             run.finish("finished")
         progress.close()
         # After the run is closed: a reader that goes away must not turn it into a failed one.
