@@ -18,7 +18,15 @@ from lexplain.keys import corpus_key, keyword_key, run_id
 from lexplain.keywords import PHRASES, WORDS, Unit, describe_evidence, rank_keywords, sum_words
 from lexplain.plan import FindMethod, Plan, Sink, Source
 from lexplain.preparation import find_prepared, prepare_models
-from lexplain.run_record import digest_state, open_record, read_finished, read_record, take_snapshots, write_record
+from lexplain.run_record import (
+    digest_state,
+    open_record,
+    read_finished,
+    read_record,
+    read_versions,
+    take_snapshots,
+    write_record,
+)
 from lexplain.session import trace_workers
 from lexplain.sql_function import register_explain
 from lexplain.tables import Tables, quote_list, quote_text
@@ -65,7 +73,7 @@ class Run:
     unchanged: bool = False
     _opened_at: int = 0
     _before: Mapping[str, Any] | None = None  # the record of an earlier start
-    _versions_before: Mapping[str, int] | None = None  # of the tables; None where no finished run was found
+    _versions_before: Mapping[str, int] | None = None  # of the tables; None where the run was not finished
     _snapshots: dict[str, Snapshot] = field(default_factory=dict)  # taken when it was opened
     _staged: dict[str, Staged] = field(default_factory=dict)
     _models: list[ExplainedModel] = field(default_factory=list)
@@ -384,7 +392,7 @@ class Run:
     def _take_fingerprint(self) -> str | None:
         """Return the digest of what the run rests on; None where that is not known, or another job may have changed it."""
         snapshots = {key: staged.snapshot for key, staged in self._staged.items()}
-        versions = self.tables.versions()
+        versions = read_versions(self.tables)
         # No lock keeps others out of a schema.
         if None in snapshots.values() or (self.tables.folder is None and versions != self._versions_before):
             return None
@@ -468,7 +476,7 @@ def open_run(
         identity = run_id(plan, find_method, [location.digest for location in locations])
         versions_before, snapshots = None, {}
         if skip_unchanged and tables.are_current() and (finished := read_finished(tables, plan.name, identity)):
-            versions_before, snapshots = tables.versions(), take_snapshots(spark, plan)
+            versions_before, snapshots = read_versions(tables), take_snapshots(spark, plan)
             found = digest_state(plan, {key: each.name for key, each in snapshots.items()}, versions_before)
             if finished["fingerprint"] == found:
                 progress.start("compare", 0, "run")

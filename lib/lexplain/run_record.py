@@ -38,7 +38,7 @@ def open_record(
     record |= {
         "run_id": run_id, "name": plan.name, "status": "running", "plan": plan.to_yaml(), "corpus_key": corpus_key(plan.corpus),
         "started_at": record["started_at"] or datetime.now(UTC), "detail": None, "mlflow_run_id": mlflow_run_id,
-        "versions": _list_versions(), "fingerprint": None,
+        "versions": _list_libraries(), "fingerprint": None,
     }  # fmt: skip
     write_record(tables, record)
     return record
@@ -78,13 +78,17 @@ def digest_state(plan: Plan, snapshots: Mapping[str, str | None], versions: Mapp
     Args:
         plan: The plan, all of it: thresholds decide what is made of the same explanations.
         snapshots: Names of the sources' snapshots, by corpus_key.
-        versions: Delta versions of the tables; that of `runs`, which the digest is written to, does not count.
+        versions: As `read_versions` returns them.
     """
-    made_from = {name: version for name, version in versions.items() if name != "runs"}
-    return digest("state", plan.to_yaml(), _list_versions(), snapshots, made_from)
+    return digest("state", plan.to_yaml(), _list_libraries(), snapshots, versions)
 
 
-def _list_versions() -> dict[str, str]:
+def read_versions(tables: Tables) -> dict[str, int]:
+    """Return the Delta versions of the tables, but of `runs`: each start writes to it, if only that it began."""
+    return {name: version for name, version in tables.versions().items() if name != "runs"}
+
+
+def _list_libraries() -> dict[str, str]:
     versions = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:

@@ -105,7 +105,9 @@ class Tables:
             return False
         shown = self.spark.sql(f"SHOW TABLES IN {self._schema()}").collect()
         *_, last = TABLES.values()  # they are made, and given what an older version lacks, in this order
-        return {row["tableName"] for row in shown} >= set(TABLES) and self._read_version(last) == str(SCHEMA_VERSION)
+        # The session's temporary views are shown among them.
+        there = {row["tableName"] for row in shown if not row["isTemporary"]}
+        return there >= set(TABLES) and self._read_version(last) == str(SCHEMA_VERSION)
 
     def _catalog(self) -> str:
         statements = "".join(f"{statement};\n" for statement in self._registrations())
