@@ -476,14 +476,15 @@ def open_run(
         identity = run_id(plan, find_method, [location.digest for location in locations])
         versions_before, snapshots = None, {}
         if skip_unchanged and tables.are_current() and (finished := read_finished(tables, plan.name, identity)):
+            progress.start("compare", 0, "run")
             versions_before, snapshots = read_versions(tables), take_snapshots(spark, plan)
             found = digest_state(plan, {key: each.name for key, each in snapshots.items()}, versions_before)
             if finished["fingerprint"] == found:
-                progress.start("compare", 0, "run")
                 progress.finish("nothing has changed since the run finished: nothing is left to do")
                 record = finished | {"resumed": True}  # with the documents that it had
                 yield Run(plan, find_method, tables, progress, identity, locations, None, record, unchanged=True)
                 return
+            progress.finish("plan, libraries, sources or tables may have changed since the run finished")
         progress.start("open tables", 1, "sink")
         tables.create()
         progress.finish(plan.sink.path or str(plan.sink.schema))
