@@ -80,8 +80,9 @@ def test_sport_shows_its_words_and_no_fragments(printed: str, folder: Path) -> N
 def test_a_second_run_makes_nothing(printed: str, folder: Path) -> None:
     done = lexplain("run", "small.yaml", cwd=folder)
     assert done.returncode == 0
-    assert "0 trained now" in done.stdout
-    assert " 0 made now" in done.stdout
+    assert "nothing has changed since the run finished: nothing is left to do" in done.stdout
+    assert "trained now" not in done.stdout
+    assert "made now" not in done.stdout
     tables = [text[text.index("keywords)") :].split("tables  ")[0] for text in (printed, done.stdout)]
     assert tables[0] == tables[1]
 
