@@ -6,11 +6,12 @@ READY := $(VENV)/.ready
 BENCH_READY := $(VENV)/.bench-ready
 BROWSER_READY := $(VENV)/.browser-ready
 NOTEBOOKS_READY := $(VENV)/.notebooks-ready
+CONNECT_READY := $(VENV)/.connect-ready
 # A target's own pip cache and settings are the user's; no index is named here.
 PIP := $(BIN)/pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-core test-spark test-slow test-cluster test-browser test-gpu test-platform lint bench bench-methods bench-scale test-notebooks clean
+.PHONY: help setup demo test test-core test-spark test-slow test-cluster test-connect test-browser test-gpu test-platform lint bench bench-methods bench-scale test-notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -46,6 +47,13 @@ test-slow: $(READY)  ## the tests with Spark that `test` leaves out, an hour: me
 
 test-cluster: $(READY)  ## a standalone cluster of this machine whose parts are killed at random, or hang; half an hour
 	@$(BIN)/python -m pytest -s --timeout 3000 tests/cluster
+
+$(CONNECT_READY): $(READY)
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[connect]'
+	@touch $(CONNECT_READY)
+
+test-connect: $(CONNECT_READY)  ## the pipeline, commits, staging and runs with nothing to do, by a thin client of a Spark Connect server
+	@$(BIN)/python -m pytest --connect -m 'not slow' tests/spark/test_pipeline.py tests/spark/test_commits.py tests/spark/test_staging.py tests/spark/test_unchanged.py
 
 $(BROWSER_READY): $(READY)
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[browser]'

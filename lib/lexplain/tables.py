@@ -297,6 +297,10 @@ class Tables:
         # Imported before the call: it is the import that makes PySpark raise these classes. In Python they have no
         # ancestor in common, unlike in Java.
         from delta import exceptions
+        from pyspark.sql.utils import is_remote
+
+        if is_remote():
+            import delta.connect.exceptions  # noqa: F401
 
         refusals = tuple(getattr(exceptions, name) for name in exceptions.__all__)
         for attempt in range(1, _COMMIT_ATTEMPTS + 1):

@@ -333,6 +333,7 @@ def test_the_readmes_spark_sql_reads_the_tables_beside_a_running_session(labelle
     script = lines.replace(". .venv/bin/activate", f"export PATH={Path(sys.executable).parent}:$PATH")
     script = script.replace("lexplain-tables", str(folder / "tables"))
     environment = {**os.environ, "SPARK_LOCAL_IP": "127.0.0.1"}
+    environment.pop("SPARK_REMOTE", None)  # spark-sql is no client of Spark Connect
     done = subprocess.run(
         ["bash", "-ec", script], capture_output=True, text=True, cwd=folder, env=environment, check=False
     )
