@@ -279,6 +279,18 @@ def test_kernel_is_free_of_spark():
     assert not loose & {"py4j", "pyspark", "delta", "mlflow", "pandas", "polars", "datasets", "sklearn"}
 
 
+def test_only_the_session_looks_for_a_jvm():
+    """Of Spark Connect there is a thin client here: no context, no JVM, no RDD; who asks for one must be ready for that."""
+    names = {"sparkContext", "_jvm", "_gateway", "_jsparkSession", "_jdf", "rdd"}
+    askers = {
+        module
+        for module, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in names
+    }
+    assert askers == {"session"}
+
+
 def test_private_names_stay_at_home():
     taken = [
         f"{module} imports {name}.{private}"
