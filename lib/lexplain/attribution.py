@@ -235,7 +235,9 @@ class Attribution:
         written = {(row["explain_key"], row["increment"]) for row in rows}
         for increment in range(self.corpus.increments):
             missing = [model for model in self.models if (model.explain_key, increment) not in written]
-            if not missing:
+            staged = f"corpus_key = {quote_text(self.corpus.key)} AND increment = {increment}"
+            # Of an increment that was forgotten whole there will never be a row.
+            if not missing or self.tables.read("staged").where(staged).first() is None:
                 continue
             splits = ", ".join(str(model.split) for model in missing)
             keys = ", ".join(f"{model.split}, {quote_text(model.explain_key)}" for model in missing)
@@ -249,8 +251,7 @@ class Attribution:
                             "increment", "bucket", "split", "`sum(owed)` AS n_documents")
             )  # fmt: skip
             missing_keys = quote_list([model.explain_key for model in missing])
-            place = f"corpus_key = {quote_text(self.corpus.key)} AND increment = {increment}"
-            self.tables.replace(ledger, "chunks", where=f"{place} AND explain_key IN ({missing_keys})")
+            self.tables.replace(ledger, "chunks", where=f"{staged} AND explain_key IN ({missing_keys})")
 
     def _find_pending(self, place: str = "TRUE") -> list[dict[str, Any]]:
         """Return the ledger's rows whose documents are not all committed once, from the committed tables alone."""

@@ -7,7 +7,7 @@ would fail a whole Arrow batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
@@ -96,8 +96,8 @@ _WATERMARK = "watermark@"
 def take_snapshot(spark: SparkSession, source: Source, name: str) -> Snapshot:
     """Return what pins a source's content now.
 
-    For a Delta table its id and version; for files, and tables over files, a digest of their listing; for a view, and a
-    table of any other kind, a digest of the documents, which costs a reading; with a watermark, what it has reached.
+    For a Delta table its id and version; for files, and tables over files, a digest of their listing; for a view a digest
+    of the documents, which costs a reading; with a watermark, what it has reached.
 
     Raises:
         CorpusError: The source is not there, or its watermark cannot be read.
@@ -168,23 +168,24 @@ def stage(tables: Tables, source: Source, *, name: str, chunk_documents: int, ta
         source: What to read.
         name: The plan's section, for messages: `corpus` or `training`.
         chunk_documents: Documents a chunk; decides the number of buckets of a new increment.
-        taken: A snapshot that was taken just now; None: one is taken here.
+        taken: A snapshot that was taken when the run was opened; None: one is taken here.
 
     Raises:
         CorpusError: The source cannot be read as mapped, holds no document, has ids that are null or occur
             twice, changed time and again while it was read, or documents staged before were changed or deleted.
     """
-    key = corpus_key(source)
     _refuse_half_forgotten(tables, source, name)
-    recorded = _record_staged(tables, source)
+    readings = _record_staged(tables, source)
+    # Of another reading only the snapshot that comes after it can tell what is new, and what was there before.
+    snapshot = taken if taken is not None and _are_of(readings, taken.name) else None
     for _ in range(_READINGS):
-        snapshot, taken = taken or take_snapshot(tables.spark, source, name), None
-        if snapshot.name not in recorded:
-            _stage_increment(tables, source, snapshot, len(_increments(recorded)), name, chunk_documents)
-            recorded = _record_staged(tables, source)
-        if snapshot.name in recorded:
-            counts = _increments(recorded)
-            return Staged(key, len(counts), sum(counts), snapshot.name)
+        snapshot = snapshot or take_snapshot(tables.spark, source, name)
+        if not _are_of(readings, snapshot.name):
+            _stage_increment(tables, source, snapshot, _count(readings), name, chunk_documents)
+            readings = _record_staged(tables, source)
+        if _are_of(readings, snapshot.name):
+            return _select(source, readings, _count(readings), snapshot.name)
+        snapshot = None
     raise CorpusError(
         f"{name}={source.origin!r} changed each of {_READINGS} times while it was read. The documents would have been "
         "those of no one version. Run again when nothing writes to it, or read a Delta table: its versions stay."
@@ -208,32 +209,69 @@ def _refuse_half_forgotten(tables: Tables, source: Source, name: str) -> None:
         )
 
 
-def _increments(recorded: Mapping[str, int | None]) -> list[int]:
-    """Return how many documents each increment has; a reading that found no new one is no increment."""
-    return [count for count in recorded.values() if count is not None]
+def find_staged(tables: Tables, source: Source, increments: int, name: str) -> Staged:
+    """Return the first increments of a source, which an earlier start of a run has staged.
+
+    Raises:
+        CorpusError: A `lexplain forget` of its documents did not end.
+    """
+    _refuse_half_forgotten(tables, source, name)
+    return _select(source, _record_staged(tables, source), increments, None)
 
 
-def _record_staged(tables: Tables, source: Source) -> dict[str, int | None]:
-    """Return the source's recorded readings, snapshot to number of new documents; None where there was none.
+@dataclass(frozen=True)
+class _Reading:
+    """A recorded reading of a source, which found new documents or none.
+
+    Attributes:
+        increments: How many increments there were after it.
+        is_increment: It found documents. They may all have been forgotten since.
+    """
+
+    snapshot: str
+    increments: int
+    n_documents: int
+    is_increment: bool
+
+
+def _count(readings: Sequence[_Reading]) -> int:
+    return sum(reading.is_increment for reading in readings)
+
+
+def _are_of(readings: Sequence[_Reading], snapshot: str) -> bool:
+    """Return whether the increments there are, all of them, are those of a snapshot.
+
+    A source that went back to what it was has an old snapshot: what came in between was deleted.
+    """
+    return any(reading.snapshot == snapshot and reading.increments == _count(readings) for reading in readings)
+
+
+def _select(source: Source, readings: Sequence[_Reading], increments: int, snapshot: str | None) -> Staged:
+    counts = [reading.n_documents for reading in readings if reading.is_increment and reading.increments <= increments]
+    return Staged(corpus_key(source), increments, sum(counts), snapshot)
+
+
+def _record_staged(tables: Tables, source: Source) -> list[_Reading]:
+    """Return the source's recorded readings.
 
     Staged increments without a record get theirs first: of a job that was killed in between, or of one that is
     about to write the same.
     """
     ours = f"corpus_key = {quote_text(corpus_key(source))}"
-    # By buckets: the documents of an increment may all have been forgotten since.
-    recorded = {
-        row["snapshot"]: row["n_documents"] if row["n_buckets"] else None
-        for row in tables.read("increments").where(ours).collect()
-    }
+    readings = [_read_reading(row) for row in tables.read("increments").where(ours).collect()]
     staged = tables.spark.sql(
         "SELECT increment, snapshot, count(*) AS n_documents, CAST(count(DISTINCT bucket) AS INT) AS n_buckets"
-        f" FROM {tables.name('staged')} WHERE {ours} AND increment >= {len(_increments(recorded))}"
+        f" FROM {tables.name('staged')} WHERE {ours} AND increment >= {_count(readings)}"
         " GROUP BY increment, snapshot ORDER BY increment"
     ).collect()
     for row in staged:
         _record(tables, source, **row.asDict())
-        recorded[row["snapshot"]] = row["n_documents"]
-    return recorded
+    return readings + [_read_reading(row) for row in staged]
+
+
+def _read_reading(row: Row) -> _Reading:
+    found = row["n_buckets"] > 0
+    return _Reading(row["snapshot"], row["increment"] + found, row["n_documents"], found)
 
 
 def _record(tables: Tables, source: Source, *, increment: int, snapshot: str, n_documents: int, n_buckets: int) -> None:
@@ -242,8 +280,13 @@ def _record(tables: Tables, source: Source, *, increment: int, snapshot: str, n_
         [(key, increment, source.origin, snapshot, n_documents, n_buckets)],
         "corpus_key STRING, increment INT, origin STRING, snapshot STRING, n_documents BIGINT, n_buckets INT",
     ).selectExpr("*", "current_timestamp() AS staged_at")
-    where = f"corpus_key = {quote_text(key)} AND snapshot = {quote_text(snapshot)}"
-    tables.replace(row, "increments", where=where)
+    # Both kinds may have one snapshot: a source goes back to it when documents that came later are forgotten.
+    which = (
+        f"increment = {increment} AND n_buckets > 0"
+        if n_buckets
+        else f"snapshot = {quote_text(snapshot)} AND n_buckets = 0"
+    )
+    tables.replace(row, "increments", where=f"corpus_key = {quote_text(key)} AND {which}")
 
 
 def _stage_increment(

@@ -26,7 +26,7 @@ from lexplain.comparison import (
 )
 from lexplain.deletions import deletion_batches
 from lexplain.errors import MethodError, PlanError, Problem
-from lexplain.keys import digest
+from lexplain.keys import digest, evaluation_prefix
 from lexplain.keyword_quality import QualityFigure, measure_quality, measure_tfidf
 from lexplain.pipeline import Run, open_run
 from lexplain.plan import FindMethod, MethodChoice, Plan
@@ -102,8 +102,8 @@ def list_contestants(
         limit = min(documents, plan.corpus.limit or documents)
         chosen = plan.method if method.id == own and not preset else MethodChoice(id=method.id, preset=preset or None)
         mine = replace(
-            plan, name=f"{plan.name}-evaluation-{name}{'.' if preset else ''}{preset}"[:100], corpus=replace(plan.corpus, limit=limit),
-            models=models,
+            plan, name=f"{evaluation_prefix(plan.name)}{name}{'.' if preset else ''}{preset}"[:100],
+            corpus=replace(plan.corpus, limit=limit), models=models,
             method=replace(chosen, gold=chosen.gold or with_gold),
         )  # fmt: skip
         try:

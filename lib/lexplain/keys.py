@@ -126,6 +126,11 @@ def keyword_key(
     return digest("keywords", made_from, evidence_key(plan), _rules(plan), *([open_pairs] if open_pairs else []))
 
 
+def evaluation_prefix(name: str) -> str:
+    """Return what the names of a plan's evaluation runs begin with; each method is one."""
+    return f"{name}-evaluation-"
+
+
 def run_id(plan: Plan, find_method: FindMethod, model_digests: Sequence[str]) -> str:
     """Name of a run: the plan's name and what its keys are made of. Known before anything is trained."""
     training = None if plan.training is None else corpus_key(plan.training)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lexplain.attribution import Attribution, ExplainedModel, Progress
-from lexplain.corpus import Snapshot, Staged, check_seen, list_labels, stage
+from lexplain.corpus import Snapshot, Staged, check_seen, find_staged, list_labels, stage
 from lexplain.errors import CorpusError, LimitError, ModelError, PlanError, TableError, redact
 from lexplain.executor import ModelTask
 from lexplain.keys import corpus_key, keyword_key, run_id
@@ -165,8 +165,9 @@ class Run:
     @property
     def labels(self) -> list[str]:
         """The labels of the models, by name."""
-        models = self._find_models() if self.unchanged else self.models  # nothing is to be checked or prepared again
-        return sorted({label for model in models for label in model.labels})
+        if self.unchanged:  # no model is to be looked for, fetched or checked again
+            return list(self.record["labels"])
+        return sorted({label for model in self.models for label in model.labels})
 
     def _check_labels(self, models: Sequence[ExplainedModel]) -> None:
         """Refuse models whose labels meet neither the corpus's nor the plan's: every table would be empty."""
@@ -203,10 +204,7 @@ class Run:
 
     def attribute(self) -> None:
         """Explain what is not explained yet, and check that every document is accounted for."""
-        if self.record["explain_keys"] != self.explain_keys:
-            # Before the first chunk: whoever deletes a run must know what another one, however it ended, goes on with.
-            self.record["explain_keys"] = self.explain_keys
-            write_record(self.tables, self.record)
+        self._record_keys()
         done = self._attribution.explain(self.progress)
         self._counts = self._attribution.count_documents()
         if done.n_pairs:
@@ -214,6 +212,16 @@ class Run:
             # A few documents take as long as it takes to start: that is no rate to plan chunks by.
             if self.record["documents_per_second"] is None or done.seconds >= _RATED_SECONDS:
                 self.record["documents_per_second"] = done.n_pairs / done.seconds
+
+    def _record_keys(self) -> None:
+        """Record whose explanations there will be, before the first: whoever deletes runs must know what each goes on with."""
+        every = sorted({*(self.record["explain_keys_ever"] or self.record["explain_keys"] or []), *self.explain_keys})
+        # What the keyword table rests on stays with it, until there is a new one.
+        current = self.explain_keys if self.record["keyword_key"] is None else self.record["explain_keys"]
+        found = {"explain_keys_ever": every, "explain_keys": current, "labels": self.labels}
+        if any(self.record[column] != keys for column, keys in found.items()):
+            self.record |= found
+            write_record(self.tables, self.record)
 
     def retry_rejected(self) -> None:
         """Explain the rejected documents again, for what may have changed since: memory, budget, device."""
@@ -308,24 +316,22 @@ class Run:
         key = corpus_key(source)
         if key in self._staged:
             return self._staged[key]
-        pinned = self._pinned(source, name)
-        if pinned is not None and self.unchanged:
-            self._staged[key] = pinned
-            return pinned
         self.progress.start(f"read {name}", 1, "source")
-        if pinned is None:
-            pinned = stage(
+        version = self.record[f"{name}_snapshot"] if name in self.record["pinned"] else None
+        if version is None:
+            staged = stage(
                 self.tables, source, name=name, chunk_documents=self._choose_chunk_documents(),
                 taken=self._snapshots.pop(key, None),
             )  # fmt: skip
             said = "staged"
         else:
+            staged = find_staged(self.tables, source, int(version.rpartition("/")[2]), name)
             said = "as the run found them; what has come since is for the next one"
         self.progress.advance(1)
-        self.progress.finish(f"{pinned.n_documents} documents {said}")
-        self._pin(pinned)
-        self._staged[key] = pinned
-        return pinned
+        self.progress.finish(f"{staged.n_documents} documents {said}")
+        self._pin(staged)
+        self._staged[key] = staged
+        return staged
 
     def _choose_chunk_documents(self) -> int:
         """Return how many documents a chunk of a new increment has: as many as the plan's time for one takes."""
@@ -340,7 +346,9 @@ class Run:
         # Of models that are fine-tuned here, not all owe a document an explanation.
         where = f"corpus_key = {quote_text(runs[0]['corpus_key'])} AND explain_key IN ({quote_list(runs[0]['explain_keys'])})"
         owed = self.tables.read("chunks").where(where).groupBy("increment").agg({"n_documents": "sum"})
-        documents = self.tables.read("increments").where(f"corpus_key = {quote_text(runs[0]['corpus_key'])}")
+        documents = self.tables.read("increments").where(
+            f"corpus_key = {quote_text(runs[0]['corpus_key'])} AND n_buckets > 0"
+        )
         totals = owed.join(documents, "increment").selectExpr(
             "sum(`sum(n_documents)`) AS pairs", "sum(n_documents) AS documents"
         ).collect()[0]  # fmt: skip
@@ -351,24 +359,12 @@ class Run:
 
     def _pin(self, staged: Staged) -> None:
         """Record an input before anything is made of it: a retry must find the input of this start."""
-        sources = {"corpus_snapshot": self.plan.corpus, "training_snapshot": self.plan.training}
-        pins = {
-            column: staged.version
-            for column, source in sources.items()
-            if source is not None and corpus_key(source) == staged.key
-        }
-        if any(self.record[column] != version for column, version in pins.items()):
-            self.record |= pins
+        sources = {"corpus": self.plan.corpus, "training": self.plan.training}
+        names = [name for name, source in sources.items() if source is not None and corpus_key(source) == staged.key]
+        if not {*names} <= {*self.record["pinned"]}:
+            self.record |= {f"{name}_snapshot": staged.version for name in names}
+            self.record["pinned"] = sorted({*self.record["pinned"], *names})
             write_record(self.tables, self.record)
-
-    def _pinned(self, source: Source, name: str) -> Staged | None:
-        """Return what an unfinished run has pinned: a retry must see the input of its first start."""
-        version = self.record[f"{name}_snapshot"]
-        if version is None or not self.record["resumed"]:
-            return None
-        rows = self.tables.read("increments").where(f"corpus_key = {quote_text(corpus_key(source))}").collect()
-        count = int(version.rsplit("/", 1)[1])
-        return Staged(corpus_key(source), count, sum(row["n_documents"] for row in rows if row["increment"] < count))
 
     def finish(self, status: Literal["finished", "stopped", "failed"], detail: str | None = None) -> None:
         """Write the run's last state to `runs` and to MLflow; nothing of an unchanged run."""
@@ -378,6 +374,8 @@ class Run:
             self._counts = self._attribution.count_statuses()
         self.record |= {"status": status, "detail": None if detail is None else redact(detail)}
         self.record["documents_by_status"] = self._counts or self.record["documents_by_status"]
+        if status == "finished":
+            self.record["pinned"] = []
         if status == "finished" and self._aggregated:  # the views show the keywords that were made last
             self.record["finished_at"] = datetime.now(UTC)
         self.record["fingerprint"] = self._take_fingerprint() if status == "finished" and self._aggregated else None
@@ -401,7 +399,7 @@ class Run:
     def refuse(self, detail: str) -> None:
         """Leave the run as it was before this start, whose input was refused: the next start looks at it again."""
         if self._before is None:
-            self.record |= dict.fromkeys(("corpus_snapshot", "training_snapshot"))
+            self.record |= {"corpus_snapshot": None, "training_snapshot": None, "pinned": []}
             self.finish("failed", detail)
             return
         # What was made before is what the keyword tables show; a failed run would go on with its pinned input, too.
@@ -481,8 +479,7 @@ def open_run(
             found = digest_state(plan, {key: each.name for key, each in snapshots.items()}, versions_before)
             if finished["fingerprint"] == found:
                 progress.finish("nothing has changed since the run finished: nothing is left to do")
-                record = finished | {"resumed": True}  # with the documents that it had
-                yield Run(plan, find_method, tables, progress, identity, locations, None, record, unchanged=True)
+                yield Run(plan, find_method, tables, progress, identity, locations, None, finished, unchanged=True)
                 return
             progress.finish("plan, libraries, sources or tables may have changed since the run finished")
         progress.start("open tables", 1, "sink")
@@ -503,7 +500,8 @@ def open_run(
             tracker.log_plan(plan.to_yaml())
         tables.sign_commits({"run_id": identity, "mlflow_run_id": "" if tracker is None else tracker.mlflow_run_id})
         record = open_record(tables, plan, identity, before, None if tracker is None else tracker.mlflow_run_id)
-        record["resumed"] |= pinned
+        if pinned:
+            record["pinned"] = ["corpus", "training"]
         run = Run(
             plan, find_method, tables, progress, identity, locations, tracker, record, _opened_at=tables.commits,
             _before=before, _versions_before=versions_before, _snapshots=snapshots,

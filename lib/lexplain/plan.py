@@ -22,6 +22,7 @@ from lexplain.local_files import BELOW_HALF, is_local
 from lexplain.presets import DEFAULT_METHOD, apply_presets
 from lexplain.settings import (
     Reading,
+    check_condition,
     check_variables,
     read_mapping,
     read_text,
@@ -429,11 +430,10 @@ def _check_source(source: Source, where: str, sure: Sure) -> Iterator[Problem]:
         yield Problem(f"{where}.watermark", source.watermark, "is for tables, delta and parquet",
                       "A broken line has no value there: new ones would never have been counted",
                       "Leave it out, or write the source as Parquet or Delta")  # fmt: skip
-    yield from check_variables(
-        {f"{where}.columns.{key}": name for key, name in dataclasses.asdict(source.columns).items()}
-    )
+    columns = {f"{where}.columns.{key}": name for key, name in dataclasses.asdict(source.columns).items()}
     path = source.path if source.kind == "delta" else None
-    yield from check_variables({f"{where}.watermark": source.watermark, f"{where}.path": path})
+    yield from check_variables(columns | {f"{where}.watermark": source.watermark, f"{where}.path": path})
+    yield from check_condition(f"{where}.where", source.where)
     if source.label_separator is not None and source.columns.labels is None and sure(f"{where}.columns.labels"):
         yield Problem(f"{where}.label_separator", source.label_separator, "needs columns.labels",
                       "The corpus would have counted as unlabelled", f"Write {where}.columns.labels")  # fmt: skip

@@ -33,12 +33,14 @@ def open_record(
 ) -> dict[str, Any]:
     """Write the row of a run that starts, over that of an earlier start, and return it."""
     record: dict[str, Any] = {name: None for name, _, _ in TABLES["runs"].columns} | dict(before or {})
-    # A finished run looks for new documents; an unfinished one goes on with the input of its first start.
-    record["resumed"] = before is not None and record["status"] != "finished"
+    # A finished run looks for new documents; an unfinished one goes on with what it has pinned since.
+    kept: list[str] = []
+    if before is not None and before["status"] != "finished":
+        kept = ["corpus", "training"] if before["pinned"] is None else before["pinned"]  # None: an older lexplain's
     record |= {
         "run_id": run_id, "name": plan.name, "status": "running", "plan": plan.to_yaml(), "corpus_key": corpus_key(plan.corpus),
         "started_at": record["started_at"] or datetime.now(UTC), "detail": None, "mlflow_run_id": mlflow_run_id,
-        "versions": _list_libraries(), "fingerprint": None,
+        "versions": _list_libraries(), "fingerprint": None, "pinned": kept,
     }  # fmt: skip
     write_record(tables, record)
     return record

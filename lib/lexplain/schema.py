@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 """Raised by every change of a table's columns or constraints."""
 
 OLDEST_VERSION = 3
@@ -551,10 +551,14 @@ TABLES: dict[str, Table] = {
                 ("finished_at", "TIMESTAMP", "when it last finished; null before"),
                 ("plan", "STRING", "the plan as YAML, defaults written out"),
                 ("corpus_key", "STRING", "source of the corpus"),
-                ("corpus_snapshot", "STRING", "version of it that the run reads, pinned at its first start"),
-                ("training_snapshot", "STRING", "version of the training documents, pinned likewise"),
+                ("corpus_snapshot", "STRING", "version of it that the run read last"),
+                ("training_snapshot", "STRING", "version of the training documents, likewise"),
                 ("labelled_snapshot", "STRING", "version of the labelled documents"),
-                ("explain_keys", "ARRAY<STRING>", "by split"),
+                (
+                    "explain_keys",
+                    "ARRAY<STRING>",
+                    "what the keyword table rests on, by split; before there is one, what is made",
+                ),
                 ("keyword_key", "STRING", "the run's keyword table"),
                 ("evidence", EVIDENCE, "which scores it was made of: policy, thresholds, increments of the corpus"),
                 ("mlflow_run_id", "STRING", "parent run in MLflow"),
@@ -572,6 +576,13 @@ TABLES: dict[str, Table] = {
                     "STRING",
                     "digest of what a finished run rests on: plan, versions, sources and tables; equal, nothing is to do",
                 ),
+                (
+                    "pinned",
+                    "ARRAY<STRING>",
+                    "inputs, corpus and training, that were read since it last finished: a run that did not finish goes on with these",
+                ),
+                ("explain_keys_ever", "ARRAY<STRING>", "of all explanations that the run has made or used"),
+                ("labels", "ARRAY<STRING>", "of its models"),
             ),
             {"status_known": "status IN ('running', 'finished', 'stopped', 'failed')"},
             # A run's row is replaced as its state changes: in a partition of its own no file need be read for that.

@@ -452,3 +452,26 @@ def check_variables(names: Mapping[str, str | None]) -> Iterator[Problem]:
         if name is not None and "${" in name:
             yield Problem(field, name, "must not hold '${'", "Spark would have put the value of a setting or environment variable there",
                           "Rename the column or folder")  # fmt: skip
+
+
+# Names of columns may be as these: those that are functions with parentheses only count with them.
+_FLEETING = re.compile(
+    r"\b(?:current_(?:date|time|timestamp|user)|localtimestamp|session_user|(?:now|curdate|unix_timestamp|rand|randn|random|randstr|"
+    r"uniform|uuid|shuffle|user|monotonically_increasing_id|spark_partition_id|input_file_\w+)\s*\(|\(\s*select\b)",
+    re.IGNORECASE,
+)
+_QUOTED = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|`[^`]*`", re.DOTALL)
+
+
+def check_condition(field: str, condition: str | None) -> Iterator[Problem]:
+    """Refuse a SQL condition that may select other rows of the same source tomorrow: nothing would tell that it does."""
+    if condition is None:
+        return
+    if "${" in condition:
+        yield Problem(field, condition, "must not hold '${'", "Spark would have put the value of a setting or environment variable there",
+                      "Write the value")  # fmt: skip
+    fleeting = _FLEETING.search(_QUOTED.sub("''", condition))
+    if fleeting is not None:
+        yield Problem(field, condition, f"depends on more than the row: {fleeting.group()!r}",
+                      "Another day it would have selected other documents of the same source, and nobody would have noticed",
+                      "Write a value, as published <= '2026-01-31'; or name a view, which is compared as a whole")  # fmt: skip

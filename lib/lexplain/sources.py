@@ -36,13 +36,16 @@ def read_watermark(spark: SparkSession, source: Source, name: str, version: int 
     """Return what a source's watermark has reached: column and type, largest value and number of rows up to it.
 
     Raises:
-        CorpusError: There is no such column, it is of another type, or null in some rows.
+        CorpusError: There is no such column, it is of another type, or null in some rows; or the source cannot be read.
     """
     frame, kind, column = _read_marked(spark, source, name, version)
     written = _WATERMARKS.get(kind, ("{}", ""))[0].format(f"max({column})")
-    row = frame.selectExpr(
-        f"CAST({written} AS STRING) AS latest", f"count_if({column} IS NULL) AS nulls", "count(*) AS n"
-    ).collect()[0]  # fmt: skip
+    try:
+        row = frame.selectExpr(
+            f"CAST({written} AS STRING) AS latest", f"count_if({column} IS NULL) AS nulls", "count(*) AS n"
+        ).collect()[0]  # fmt: skip
+    except Exception as error:
+        raise _refuse_reading(source, name, frame.columns, error) from error
     if row["nulls"]:
         raise CorpusError(
             f"{name}.watermark={source.watermark!r} is null in {row['nulls']} rows. Such rows would have been missed whenever "
@@ -62,7 +65,11 @@ def read_above(spark: SparkSession, source: Source, name: str, reached: str, ver
     if not reached.startswith(f"{source.watermark}:{kind}@") or int(count) == 0:
         return None
     literal = quote_text(value) if kind == "string" else _WATERMARKS[kind][1].format(int(value))
-    if frame.where(f"{column} <= {literal}").count() != int(count):
+    try:
+        there = frame.where(f"{column} <= {literal}").count()
+    except Exception as error:
+        raise _refuse_reading(source, name, frame.columns, error) from error
+    if there != int(count):
         return None
     return read_source(spark, source, version).where(f"{column} > {literal}")
 
@@ -283,6 +290,13 @@ def _refuse_where(source: Source, name: str, columns: list[str], error: Exceptio
     )
 
 
+def _refuse_reading(source: Source, name: str, columns: list[str], error: Exception) -> CorpusError:
+    """Return the error to raise where the rows that count could not be read: for their files, or for the condition."""
+    if source.where is not None and "FAILED_READ_FILE" not in str(error):
+        return _refuse_where(source, name, columns, error)
+    return refuse_source(source, error)
+
+
 def _count_defects(documents: DataFrame, columns: list[str], source: Source, name: str) -> int:
     """Return how many rows are no documents; raise CorpusError when most are malformed."""
     try:
@@ -292,9 +306,7 @@ def _count_defects(documents: DataFrame, columns: list[str], source: Source, nam
             "min(substring(CASE WHEN defect = 'malformed_row' THEN text END, 1, 400)) AS malformed_example",
         ).collect()[0]  # fmt: skip
     except Exception as error:
-        if source.where is not None and "FAILED_READ_FILE" not in str(error):
-            raise _refuse_where(source, name, columns, error) from error
-        raise refuse_source(source, error) from error
+        raise _refuse_reading(source, name, columns, error) from error
     if totals["malformed"] * 2 > totals["rows"]:
         raise refuse_rows(source, totals["malformed"], totals["rows"], bytes(totals["malformed_example"]))
     if totals["defects"]:

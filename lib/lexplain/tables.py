@@ -284,11 +284,15 @@ class Tables:
     def _signed(self) -> Iterator[None]:
         """Sign statements, which take no option of a writer."""
         signature = "spark.databricks.delta.commitInfo.userMetadata"
+        users = self.spark.conf.get(signature, None)
         self.spark.conf.set(signature, json.dumps(self._metadata))
         try:
             yield
         finally:
-            self.spark.conf.unset(signature)
+            if users is None:
+                self.spark.conf.unset(signature)
+            else:
+                self.spark.conf.set(signature, users)
 
     def _columns(self, table: str) -> list[str]:
         return [quote_identifier(name) for name, _, _ in TABLES[table].columns]
@@ -319,11 +323,14 @@ class Tables:
                 return
 
     def versions(self) -> dict[str, int]:
-        """Return the current Delta version of each table."""
+        """Return the current Delta version of each table; of one whose log is gone -1."""
         if self.folder is not None:
             # From the log's file names: a query for each table takes seconds. The latest commit's file is always there.
             logs = {name: self.folder / name / "_delta_log" for name in TABLES}
-            return {name: max(int(file.stem) for file in log.glob("[0-9]*.json")) for name, log in logs.items()}
+            return {
+                name: max((int(file.stem) for file in log.glob("[0-9]*.json")), default=-1)
+                for name, log in logs.items()
+            }
         history = {name: self.spark.sql(f"DESCRIBE HISTORY {self.name(name)} LIMIT 1").collect() for name in TABLES}
         return {name: int(rows[0]["version"]) for name, rows in history.items()}
 

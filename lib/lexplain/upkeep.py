@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lexplain.errors import TableError
-from lexplain.keys import corpus_key
+from lexplain.keys import corpus_key, evaluation_prefix
 from lexplain.preparation.folders import PREPARED
 from lexplain.schema import TABLES
 from lexplain.settings import read_mapping
@@ -67,7 +67,7 @@ def forget_documents(tables: Tables, plan: Plan, doc_ids: Sequence[str]) -> Forg
     # By digest: a table's history keeps conditions for longer than rows.
     digests = quote_list(sorted({hashlib.sha256(one.encode()).hexdigest() for one in doc_ids}))
     documents = f"{theirs} AND sha2(doc_id, 256) IN ({digests})"
-    _remember_forgotten(tables, plan, origins, doc_ids, documents)
+    _remember_forgotten(tables, origins, doc_ids, documents)
     places = [
         tables.read(table).where(documents).select("corpus_key", "increment", "bucket") for table in ("staged", "explanations")
     ]  # fmt: skip
@@ -100,19 +100,14 @@ def forget_documents(tables: Tables, plan: Plan, doc_ids: Sequence[str]) -> Forg
     return Forgotten(n_documents, n_explanations, runs)
 
 
-def _remember_forgotten(
-    tables: Tables, plan: Plan, origins: Sequence[str], doc_ids: Sequence[str], documents: str
-) -> None:
-    """Note digests: of the ids for every source, of the texts where models were trained on them."""
-    known = dict[str, str]()
-    if plan.training is not None:
-        trained = tables.read("staged").where(f"{documents} AND corpus_key = {quote_text(corpus_key(plan.training))}")
-        known = {row["doc_id"]: row["text_digest"] for row in trained.select("doc_id", "text_digest").collect()}
-    rows = [
-        (origin, doc_id, known.get(doc_id) if plan.training is not None and origin == plan.training.origin else None)
-        for origin in origins
-        for doc_id in sorted(set(doc_ids))
-    ]
+def _remember_forgotten(tables: Tables, origins: Sequence[str], doc_ids: Sequence[str], documents: str) -> None:
+    """Note digests: of the ids for every source, of texts with labels, which models of any plan were trained on, maybe."""
+    names = tables.read("increments").select("corpus_key", "origin").distinct()
+    trained = (
+        tables.read("staged").where(f"{documents} AND size(labels) > 0").join(names.hint("broadcast"), "corpus_key")
+    )
+    known = {(row["origin"], row["doc_id"]): row["text_digest"] for row in trained.collect()}
+    rows = [(origin, doc_id, known.get((origin, doc_id))) for origin in origins for doc_id in sorted(set(doc_ids))]
     frame = tables.spark.createDataFrame(rows, "origin STRING, doc_id STRING, text_digest STRING").selectExpr(
         "origin", "sha2(doc_id, 256) AS doc_digest", "text_digest", "current_timestamp() AS forgotten_at"
     )
@@ -125,11 +120,14 @@ def _drop_keyword_tables(tables: Tables, keys: set[str], name: str) -> tuple[str
     """Delete the keyword tables that rest on some sources, or on what nobody knows; return the names of their runs."""
     runs = tables.read("runs").collect()
     resting = [row for row in runs if _name_sources(row.asDict()) & keys]
-    names = sorted({name, *(row["name"] for row in resting)})
     kept = {row["keyword_key"] for row in runs} - {row["keyword_key"] for row in resting}
     for table in ("sweeps", "keyword_quality"):
-        others = tables.read(table).where(f"name NOT IN ({quote_list(names)})").select("keyword_key").distinct()
-        kept |= {row["keyword_key"] for row in others.collect()}
+        for row in tables.read(table).select("name", "keyword_key").distinct().collect():
+            # Each method of an evaluation is a run, the plan itself need not be one.
+            prefix = evaluation_prefix(row["name"])
+            theirs = [run for run in runs if run["name"] == row["name"] or run["name"].startswith(prefix)]
+            if theirs and row["name"] != name and not any(run in resting for run in theirs):
+                kept.add(row["keyword_key"])
     for table in _KEYWORD_TABLES:
         tables.remove(table, where=_where_not(sorted(kept - {None})))
     for row in resting:
@@ -228,9 +226,9 @@ def delete_run(tables: Tables, run: Mapping[str, Any]) -> dict[str, int]:
         for table in _KEYWORD_TABLES:
             remove(table, f"keyword_key = {quote_text(run['keyword_key'])}")
     same_corpus = [other for other in others if other["corpus_key"] == run["corpus_key"]]
-    used = {key for other in same_corpus for key in other["explain_keys"] or []}
-    free = sorted(set(run["explain_keys"] or []) - used)
-    if free and all(other["explain_keys"] is not None for other in same_corpus):
+    used = {key for other in same_corpus for key in _list_keys(other)}
+    free = sorted(set(_list_keys(run)) - used)
+    if free and all(map(_list_keys, same_corpus)):
         where = f"corpus_key = {quote_text(run['corpus_key'])} AND explain_key IN ({quote_list(free)})"
         for table in _EXPLAINED:
             remove(table, where)
@@ -244,6 +242,11 @@ def delete_run(tables: Tables, run: Mapping[str, Any]) -> dict[str, int]:
             remove(table, where)
     remove("runs", f"run_id = {quote_text(run['run_id'])}")
     return {table: count for table, count in removed.items() if count}
+
+
+def _list_keys(run: Mapping[str, Any]) -> Sequence[str]:
+    """Return the keys of all explanations that a run has made or used; none of one that never got there."""
+    return run["explain_keys_ever"] or run["explain_keys"] or []  # an older lexplain knew the last ones only
 
 
 def _delete_models(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lexplain.errors import PlanError, TableError
+from lexplain.keys import evaluation_prefix
 from lexplain.plan import FindMethod, Plan
 from lexplain.report.contents import Method
 from lexplain.tables import quote_text
@@ -69,7 +70,7 @@ def list_contestants(
     """
     rows = (
         tables.read("runs")
-        .where(f"plan IS NOT NULL AND startswith(name, {quote_text(f'{plan.name}-evaluation-')})")
+        .where(f"plan IS NOT NULL AND startswith(name, {quote_text(evaluation_prefix(plan.name))})")
         .orderBy("started_at", ascending=False)
         .select("plan")
         .collect()
