@@ -456,8 +456,8 @@ def check_variables(names: Mapping[str, str | None]) -> Iterator[Problem]:
 
 # Names of columns may be as these: those that are functions with parentheses only count with them.
 _FLEETING = re.compile(
-    r"\b(?:current_(?:date|time|timestamp|user)|localtimestamp|session_user|(?:now|curdate|unix_timestamp|rand|randn|random|randstr|"
-    r"uniform|uuid|shuffle|user|monotonically_increasing_id|spark_partition_id|input_file_\w+)\s*\(|\(\s*select\b)",
+    r"\(\s*select\b|\b(?:current_(?:date|time|timestamp|user)|localtimestamp|session_user|(?:now|curdate|unix_timestamp|rand|randn|random|randstr|"
+    r"uniform|uuid|shuffle|user|monotonically_increasing_id|spark_partition_id|input_file_\w+)\s*\()",
     re.IGNORECASE,
 )
 _QUOTED = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|`[^`]*`", re.DOTALL)

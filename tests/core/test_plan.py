@@ -537,6 +537,27 @@ def test_preset_and_the_same_plan_written_out_share_their_keys():
     assert all_keys(written) == all_keys(preset)
 
 
+@pytest.mark.parametrize(
+    ("condition", "rule"),
+    [
+        ("day < '${env:DAY}'", "must not hold '${'"),
+        ("day <= current_date", "depends on more than the row: 'current_date'"),
+        ("day <= date_sub(NOW( ), 1)", "depends on more than the row: 'NOW('"),
+        ("rand() < 0.1", "depends on more than the row: 'rand('"),
+        ("id IN (SELECT id FROM others)", "depends on more than the row: '(SELECT'"),
+    ],
+)
+def test_conditions_select_the_same_rows_tomorrow(condition: str, rule: str):
+    assert problems(READY, corpus__where=condition)["corpus.where"].rule == rule
+
+
+def test_conditions_may_name_what_functions_are_called():
+    parse(
+        READY,
+        corpus__where="user = 'rand()' AND `current_date` < '2026-01-31' AND brand(x) AND word = 'it\\'s now(' AND now > 3",
+    )
+
+
 # --- writing ----------------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pyspark.sql import SparkSession
 from rich.console import Console
 
 from core.models import CLUES, FILLER
+from lexplain.errors import LimitError
 from lexplain.methods import find_method
 from lexplain.pipeline import Run, open_run
 from lexplain.plan import Plan
@@ -62,6 +64,14 @@ def make_plan(folder: Path, **changes: Any) -> dict[str, Any]:
 
 def load_plan(plan: Mapping[str, Any], *, check_files: bool = True) -> Plan:
     return Plan.parse(yaml.safe_dump(dict(plan)), find_method, check_files=check_files)
+
+
+def stop_plan(spark: SparkSession, plan: Mapping[str, Any], stages: Callable[[Run], object]) -> Run:
+    """Start a run and stop it after some stages."""
+    with suppress(LimitError), open_run(spark, load_plan(plan), find_method, RecordedProgress()) as run:
+        stages(run)
+        raise LimitError("stopped by the test")
+    return run
 
 
 def run_plan(

@@ -115,11 +115,7 @@ def test_every_document_is_one_row_a_model_with_its_reason(made: Made) -> None:
         or (row["status"] == "rejected") != (row["reason"] is not None)
     ]
     assert Counter(wrong) == Counter()
-    assert all(
-        None if row["text"] is None else bytes(row["text"]) == known[row["doc_id"]].text
-        for row in first
-        if row["text"] is not None
-    )
+    assert all(bytes(row["text"]) == known[row["doc_id"]].text for row in first if row["text"] is not None)
 
 
 def test_every_line_is_one_row_a_model_with_its_reason(made: Made) -> None:

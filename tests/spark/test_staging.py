@@ -20,7 +20,7 @@ from lexplain.methods import find_method
 from lexplain.pipeline import open_run
 from lexplain.plan import Columns, Sink, Source
 from lexplain.tables import Tables
-from spark.planted import RecordedProgress, load_plan, make_plan, plant, write_json
+from spark.planted import RecordedProgress, load_plan, make_plan, plant, stop_plan, write_json
 
 COLUMNS = Columns(doc_id="doc_id", labels="labels")
 
@@ -184,6 +184,38 @@ def test_two_jobs_that_stage_one_source_share_its_increments(tables: Tables, tmp
     assert read_increments(tables, others[0].key) == [(0, 12)]
 
 
+def test_files_that_are_withdrawn_are_deleted_documents(tables: Tables, tmp_path: Path) -> None:
+    """The listing is again what it was at the first reading, but more was read since."""
+    write_json(
+        tmp_path / "a.jsonl", documents := [{"doc_id": str(n), "text": f"text {n}", "labels": []} for n in range(8)]
+    )
+    source = Source(path=str(tmp_path), format="json", columns=COLUMNS)
+    key = stage_all(tables, source).key
+    faulty = write_json(tmp_path / "b.jsonl", [{**one, "doc_id": f"1{one['doc_id']}"} for one in documents[:2]])
+    assert stage_all(tables, source).increments == 2
+    withdrawn = faulty.rename(tmp_path.parent / "withdrawn.jsonl")
+    for _ in range(2):
+        with pytest.raises(CorpusError, match="0 changed and 2 deleted documents"):
+            stage_all(tables, source)
+    withdrawn.rename(faulty)
+    assert stage_all(tables, source).n_documents == 10
+    assert read_increments(tables, key) == [(0, 8), (1, 2)]
+
+
+def test_a_snapshot_that_another_job_has_overtaken_is_taken_again(tables: Tables, tmp_path: Path) -> None:
+    spark, path = tables.spark, str(tmp_path / "table")
+    make_documents(spark, 0, 5).write.format("delta").save(path)
+    source = Source(path=path, format="delta", columns=COLUMNS)
+    first, taken = stage_all(tables, source), corpus.take_snapshot(spark, source, "corpus")
+    for last in (7, 9):
+        make_documents(spark, last - 2, last).write.format("delta").mode("append").save(path)
+        theirs = stage_all(tables, source)
+        ours = stage(tables, source, name="corpus", chunk_documents=1000, taken=taken)
+        assert (ours, ours.n_documents) == (theirs, last)
+        taken = corpus.take_snapshot(spark, source, "corpus")
+    assert read_increments(tables, first.key) == [(0, 5), (1, 2), (2, 2)]
+
+
 def test_an_increment_that_was_staged_and_not_recorded_is_taken_over(tables: Tables, tmp_path: Path) -> None:
     """As a job leaves it that is killed in between; its source has changed since."""
     path = tmp_path / "documents.jsonl"
@@ -241,6 +273,14 @@ def test_an_unfinished_run_keeps_both_inputs(spark: SparkSession, tmp_path: Path
     assert open_and("finished", name="other") == (25, 15, 25)
     assert open_and("finished") == (20, 10, 20)
     assert open_and("finished") == (25, 15, 25)
+    # Started again with more documents, and killed before it has read any, or only some of them.
+    write(7)
+    stop_plan(spark, plan, lambda run: None)
+    assert open_and("finished") == (27, 17, 27)
+    write(8)
+    stop_plan(spark, plan, lambda run: run.training)
+    write(9)
+    assert open_and("finished") == (28, 19, 28)
 
 
 def test_what_was_staged_later_is_not_listed(tables: Tables, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -13,16 +14,17 @@ from typing import Any
 import pytest
 import yaml
 from pyspark.sql import SparkSession
+from pyspark.sql.functions import lit
 
-from core.models import CLUES, save_classifier
-from lexplain.errors import LimitError, TableError
+from core.models import CLUES, save_classifier, save_trainable
+from lexplain.errors import CorpusError, LimitError, TableError
 from lexplain.methods import find_method
 from lexplain.pipeline import Run, open_run
 from lexplain.plan import Sink
 from lexplain.schema import TABLES
 from lexplain.tables import Tables
 from lexplain.upkeep import delete_run, drop_orphans, find_run, forget_documents
-from spark.planted import RecordedProgress, load_plan, make_plan, plant, run_plan, write_json
+from spark.planted import RecordedProgress, load_plan, make_plan, plant, run_plan, stop_plan, write_json
 
 pytestmark = pytest.mark.slow
 
@@ -158,6 +160,9 @@ def test_a_forgotten_document_is_in_no_table_and_never_comes_back(spark: SparkSe
     assert not rows_of(tables, "runs_current")
     again = run_plan(spark, plan)
     assert "0 made now" in again.progress.text  # type: ignore[attr-defined]
+    (forgotten,) = tables.read("forgotten").collect()
+    # This plan trains nothing; one that does counts copies of the text as seen.
+    assert forgotten["text_digest"] == hashlib.sha256(documents[7]["text"].encode()).hexdigest()
     for table in TABLES:
         text = " ".join(map(str, tables.read(table).collect()))
         assert gone not in text, table
@@ -183,17 +188,90 @@ def test_a_forgotten_document_is_in_no_table_and_never_comes_back(spark: SparkSe
 
 
 def test_all_documents_of_an_increment_can_be_forgotten(spark: SparkSession, tmp_path: Path) -> None:
-    documents = plant(22, seed=13)
-    write_json(tmp_path / "training.jsonl", documents[:20])
+    documents, folder = plant(22, seed=13), tmp_path / "corpus"
+    folder.mkdir()
+    write_json(folder / "a.jsonl", documents[:20])
     plan = given_plan(tmp_path)
+    plan["corpus"] |= {"path": str(folder), "format": "json"}
     run_plan(spark, plan)
-    write_json(tmp_path / "training.jsonl", documents)
+    write_json(folder / "b.jsonl", documents[20:])
     grown = run_plan(spark, plan)
     forget_documents(grown.tables, load_plan(plan), [one["doc_id"] for one in documents[20:]])
-    write_json(tmp_path / "training.jsonl", [*documents, *plant(3, seed=15)])
+    # Gone from the source, too, which is as it was; then it grows.
+    (folder / "b.jsonl").unlink()
+    less = run_plan(spark, plan)
+    assert (less.corpus.increments, sum(less.record["documents_by_status"].values())) == (2, 2 * 20)
+    commits = less.tables.versions()["chunks"]
+    assert run_plan(spark, plan).tables.versions()["chunks"] == commits
+    write_json(folder / "c.jsonl", plant(3, seed=15))
     last = run_plan(spark, plan)
     assert last.corpus.increments == 3
     assert sum(last.record["documents_by_status"].values()) == 2 * 23
+
+
+def test_a_run_does_not_go_on_from_half_a_forget(spark: SparkSession, tmp_path: Path) -> None:
+    plan = given_plan(tmp_path)
+    gone = plant(N_DOCUMENTS, seed=5)[3]["doc_id"]
+    run = stop_plan(spark, plan, Run.attribute)
+    with pytest.raises(KilledError):
+        forget_documents(KilledTables(run.tables, 1), load_plan(plan), [gone])
+    with pytest.raises(CorpusError, match=f"as '{gone}': `lexplain forget` did not end"):
+        run_plan(spark, plan)
+    forget_documents(run.tables, load_plan(plan), [gone])
+    assert sum(run_plan(spark, plan).record["documents_by_status"].values()) == 2 * (N_DOCUMENTS - 1)
+
+
+def test_what_an_evaluation_names_is_forgotten_with_its_source(spark: SparkSession, tmp_path: Path) -> None:
+    """An evaluated plan need not be a run: the runs of its methods tell which source its keyword tables rest on."""
+    plan = given_plan(tmp_path)
+    tables = run_plan(spark, plan).tables
+    run, keyword = tables.read("runs").collect()[0], tables.read("keywords").limit(1)
+    for name, source in {"ours": run["corpus_key"], "other": "another source"}.items():
+        made = {"run_id": name, "name": f"{name}-evaluation-random", "corpus_key": source, "corpus_snapshot": f"{source}/1",
+                "keyword_key": None}  # fmt: skip
+        tables.replace(
+            spark.createDataFrame([run.asDict() | made], TABLES["runs"].schema), "runs", where=f"run_id = '{name}'"
+        )
+        tables.replace(keyword.withColumn("keyword_key", lit(name)), "keywords", where=f"keyword_key = '{name}'")
+        quality = dict.fromkeys(column for column, _, _ in TABLES["keyword_quality"].columns) | {
+            "name": name, "keyword_key": name, "evaluation_key": name,
+        }  # fmt: skip
+        tables.replace(
+            spark.createDataFrame([quality], TABLES["keyword_quality"].schema),
+            "keyword_quality",
+            where=f"name = '{name}'",
+        )
+    forget_documents(tables, load_plan(plan), [plant(N_DOCUMENTS, seed=5)[3]["doc_id"]])
+    assert {row["keyword_key"] for row in tables.read("keywords").collect()} == {"other"}
+
+
+def test_new_models_leave_the_keywords_that_there_are_their_evidence(spark: SparkSession, tmp_path: Path) -> None:
+    save_trainable(tmp_path / "base")
+    documents = plant(N_DOCUMENTS, seed=5)
+    write_json(tmp_path / "training.jsonl", documents[:40])
+    plan = make_plan(tmp_path, mlflow={"enabled": False})
+    first = run_plan(spark, plan)
+    evidence = "SELECT * FROM keyword_evidence ORDER BY ALL"
+    before = spark.sql(evidence).collect()
+    assert before
+    write_json(tmp_path / "training.jsonl", documents)
+
+    def explain(run: Run) -> None:
+        run.fine_tune()
+        run.attribute()
+
+    run = stop_plan(spark, plan, explain)
+    assert spark.sql(evidence).collect() == before
+    assert run.record["explain_keys"] == first.record["explain_keys"]
+    last = run_plan(spark, plan)
+    assert not set(last.record["explain_keys"]) & set(first.record["explain_keys"])
+    assert spark.sql(evidence).collect() != before
+    # Another run over the same corpus: only explanations that it does not use are deleted, those of the first models, too.
+    run_plan(spark, given_plan(tmp_path))
+    delete_run(last.tables, find_run(last.tables, last.run_id))
+    left = {row["explain_key"] for row in last.tables.read("explanations").select("explain_key").distinct().collect()}
+    assert not left & set(last.record["explain_keys_ever"])
+    assert len(left) == 2
 
 
 def test_a_run_is_deleted_with_what_it_alone_has_made(spark: SparkSession, tmp_path: Path) -> None:
@@ -412,10 +490,15 @@ def test_the_commands_of_the_page_on_operations(tmp_path: Path, spark: SparkSess
 
 
 def test_what_the_commands_refuse(tmp_path: Path) -> None:
-    for words, code in {
-        ("retry", "plan.yaml"): 2, ("runs", "list", "--tables", "no/tables"): 1, ("maintain", "--retain-hours", "1"): 2,
+    write_plan(tmp_path / "plan.yaml", given_plan(tmp_path))
+    for words, (code, said) in {
+        ("retry", "plan.yaml"): (2, "say what to try again: lexplain retry PLAN.yaml --rejected"),
+        ("runs", "list", "--tables", "no/tables"): (1, "no/tables"),
+        ("maintain", "--retain-hours", "1"): (2, "retain-hours"),
     }.items():  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-m", "lexplain", *words], cwd=tmp_path, capture_output=True, check=False
+            [sys.executable, "-m", "lexplain", *words], cwd=tmp_path, capture_output=True, text=True, check=False
         )
         assert done.returncode == code, words
+        assert said in " ".join(done.stderr.replace("│", "").split()), words
+        assert "Traceback" not in done.stderr, words
