@@ -218,7 +218,7 @@ class Run:
         every = sorted({*(self.record["explain_keys_ever"] or self.record["explain_keys"] or []), *self.explain_keys})
         # What the keyword table rests on stays with it, until there is a new one.
         current = self.explain_keys if self.record["keyword_key"] is None else self.record["explain_keys"]
-        found = {"explain_keys_ever": every, "explain_keys": current, "labels": self.labels}
+        found = {"explain_keys_ever": every, "explain_keys": current}
         if any(self.record[column] != keys for column, keys in found.items()):
             self.record |= found
             write_record(self.tables, self.record)
@@ -262,6 +262,7 @@ class Run:
         self.record |= {
             "keyword_key": key,
             "explain_keys": self.explain_keys,
+            "labels": self.labels,
             "labelled_snapshot": None if labelled is None else labelled.version,
             "evidence": describe_evidence(self.plan) | {"increments": self.corpus.increments},
         }

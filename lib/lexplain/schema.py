@@ -582,7 +582,7 @@ TABLES: dict[str, Table] = {
                     "inputs, corpus and training, that were read since it last finished: a run that did not finish goes on with these",
                 ),
                 ("explain_keys_ever", "ARRAY<STRING>", "of all explanations that the run has made or used"),
-                ("labels", "ARRAY<STRING>", "of its models"),
+                ("labels", "ARRAY<STRING>", "of the models that the keyword table rests on"),
             ),
             {"status_known": "status IN ('running', 'finished', 'stopped', 'failed')"},
             # A run's row is replaced as its state changes: in a partition of its own no file need be read for that.

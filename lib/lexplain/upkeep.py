@@ -61,13 +61,15 @@ def forget_documents(tables: Tables, plan: Plan, doc_ids: Sequence[str]) -> Forg
     """
     sources = [source for source in (plan.corpus, plan.training) if source is not None]
     origins = sorted({source.origin for source in sources})
-    recorded = tables.read("increments").where(f"origin IN ({quote_list(origins)})").select("corpus_key").distinct()
-    keys = {row["corpus_key"] for row in recorded.collect()} | {corpus_key(source) for source in sources}
+    recorded = tables.read("increments").where(f"origin IN ({quote_list(origins)})").select("corpus_key", "origin")
+    named = {row["corpus_key"]: row["origin"] for row in recorded.distinct().collect()}
+    named |= {corpus_key(source): source.origin for source in sources}
+    keys = set(named)
     theirs = f"corpus_key IN ({quote_list(sorted(keys))})"
     # By digest: a table's history keeps conditions for longer than rows.
     digests = quote_list(sorted({hashlib.sha256(one.encode()).hexdigest() for one in doc_ids}))
     documents = f"{theirs} AND sha2(doc_id, 256) IN ({digests})"
-    _remember_forgotten(tables, origins, doc_ids, documents)
+    _remember_forgotten(tables, named, doc_ids, documents)
     places = [
         tables.read(table).where(documents).select("corpus_key", "increment", "bucket") for table in ("staged", "explanations")
     ]  # fmt: skip
@@ -100,14 +102,18 @@ def forget_documents(tables: Tables, plan: Plan, doc_ids: Sequence[str]) -> Forg
     return Forgotten(n_documents, n_explanations, runs)
 
 
-def _remember_forgotten(tables: Tables, origins: Sequence[str], doc_ids: Sequence[str], documents: str) -> None:
+def _remember_forgotten(tables: Tables, named: Mapping[str, str], doc_ids: Sequence[str], documents: str) -> None:
     """Note digests: of the ids for every source, of texts with labels, which models of any plan were trained on, maybe."""
-    names = tables.read("increments").select("corpus_key", "origin").distinct()
-    trained = (
-        tables.read("staged").where(f"{documents} AND size(labels) > 0").join(names.hint("broadcast"), "corpus_key")
-    )
-    known = {(row["origin"], row["doc_id"]): row["text_digest"] for row in trained.collect()}
-    rows = [(origin, doc_id, known.get((origin, doc_id))) for origin in origins for doc_id in sorted(set(doc_ids))]
+    trained = tables.read("staged").where(f"{documents} AND size(labels) > 0")
+    known = {
+        (named[row["corpus_key"]], row["doc_id"]): row["text_digest"]
+        for row in trained.select("corpus_key", "doc_id", "text_digest").collect()
+    }
+    rows = [
+        (origin, doc_id, known.get((origin, doc_id)))
+        for origin in sorted(set(named.values()))
+        for doc_id in sorted(set(doc_ids))
+    ]
     frame = tables.spark.createDataFrame(rows, "origin STRING, doc_id STRING, text_digest STRING").selectExpr(
         "origin", "sha2(doc_id, 256) AS doc_digest", "text_digest", "current_timestamp() AS forgotten_at"
     )
