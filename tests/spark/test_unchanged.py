@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
+from pyspark.sql.types import StructType
 from rich.console import Console
 
 from core.models import CLUES, save_trainable
@@ -178,18 +179,24 @@ def test_in_a_schema_a_run_beside_which_nothing_was_written(
 
 
 @pytest.mark.slow
-def test_a_finished_run_of_schema_version_8_goes_on(spark: SparkSession, plan: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "columns"), [(8, RUNS_8), (9, f"{RUNS_8}, fingerprint STRING")])
+def test_a_finished_run_of_an_earlier_schema_version_goes_on(
+    spark: SparkSession, plan: dict[str, Any], tmp_path: Path, version: int, columns: str
+) -> None:
     sink = {"path": str(tmp_path / "tables")}
     run = start(spark, plan | {"sink": sink})
     tables = run.tables
-    kept = tables.read("runs").drop("fingerprint").collect()
-    older = spark.createDataFrame(kept, RUNS_8).write.format("delta").mode("overwrite").partitionBy("run_id")
+    names = StructType.fromDDL(columns).fieldNames()
+    kept = tables.read("runs").select(*names).collect()
+    older = spark.createDataFrame(kept, columns).write.format("delta").mode("overwrite").partitionBy("run_id")
     older.option("overwriteSchema", "true").save(str(tmp_path / "tables" / "runs"))
     for name in TABLES:
-        spark.sql(f"ALTER TABLE {tables.name(name)} SET TBLPROPERTIES ('lexplain.schemaVersion' = '8')")
+        spark.sql(f"ALTER TABLE {tables.name(name)} SET TBLPROPERTIES ('lexplain.schemaVersion' = '{version}')")
     catalog = tmp_path / "tables" / "catalog.sql"
     written = catalog.read_text(encoding="utf-8")
-    catalog.write_text(written.replace(f"schema version {SCHEMA_VERSION}.", "schema version 8."), encoding="utf-8")
+    catalog.write_text(
+        written.replace(f"schema version {SCHEMA_VERSION}.", f"schema version {version}."), encoding="utf-8"
+    )
     made = {name: tables.read(name).count() for name in TABLES}
     before = describe_versions(tables)
     upgraded = start(spark, plan | {"sink": sink})
