@@ -100,7 +100,7 @@ def sum_words(tables: Tables, plan: Plan, corpus: Staged, explain_keys: Sequence
         Source: Rönnqvist et al. 2022 and its code, from the top-N cut on.
     """
     # Both queries below must see the same chunks, or a marker could be written without its sums.
-    versions = {name: _read_version(tables, name) for name in (unit.sums, "chunks", "explanations")}
+    versions = tables.versions((unit.sums, "chunks", "explanations"))
     finished = _select_finished_chunks(tables, plan, corpus, explain_keys, versions, unit)
     chunks = tables.spark.sql(
         "SELECT explain_key, increment, sort_array(collect_list(bucket)) AS buckets, sum(n_documents) AS n_documents"
@@ -210,10 +210,6 @@ def group_words(rows: Iterable[Row]) -> dict[str, list[str]]:
 
 
 # --- word sums ------------------------------------------------------------------------------------------------
-
-
-def _read_version(tables: Tables, table: str) -> int:
-    return int(tables.spark.sql(f"DESCRIBE HISTORY {tables.name(table)} LIMIT 1").collect()[0]["version"])
 
 
 def _where_chunks(chunks: Sequence[Row]) -> str:

@@ -322,16 +322,16 @@ class Tables:
                 self.commits += 1
                 return
 
-    def versions(self) -> dict[str, int]:
-        """Return the current Delta version of each table; of one whose log is gone -1."""
+    def versions(self, names: Sequence[str] = tuple(TABLES)) -> dict[str, int]:
+        """Return the current Delta version of tables, of all unless told otherwise; of one whose log is gone -1."""
         if self.folder is not None:
             # From the log's file names: a query for each table takes seconds. The latest commit's file is always there.
-            logs = {name: self.folder / name / "_delta_log" for name in TABLES}
+            logs = {name: self.folder / name / "_delta_log" for name in names}
             return {
                 name: max((int(file.stem) for file in log.glob("[0-9]*.json")), default=-1)
                 for name, log in logs.items()
             }
-        history = {name: self.spark.sql(f"DESCRIBE HISTORY {self.name(name)} LIMIT 1").collect() for name in TABLES}
+        history = {name: self.spark.sql(f"DESCRIBE HISTORY {self.name(name)} LIMIT 1").collect() for name in names}
         return {name: int(rows[0]["version"]) for name, rows in history.items()}
 
     def lock(self) -> AbstractContextManager[None]:
