@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lexplain.classifier import Classifier
-    from lexplain.engine import Explainer, Explanation, Rejection
+    from lexplain.engine import Explainer
     from lexplain.errors import ExplainError, PlanError
+    from lexplain.explanation import Explanation, Rejection
     from lexplain.methods import find_method
     from lexplain.pipeline import Run, open_run
     from lexplain.plan import Plan
@@ -22,10 +23,10 @@ _HOMES = {
     "Classifier": "lexplain.classifier",
     "ExplainError": "lexplain.errors",
     "Explainer": "lexplain.engine",
-    "Explanation": "lexplain.engine",
+    "Explanation": "lexplain.explanation",
     "Plan": "lexplain.plan",
     "PlanError": "lexplain.errors",
-    "Rejection": "lexplain.engine",
+    "Rejection": "lexplain.explanation",
     "Run": "lexplain.pipeline",
     "Tables": "lexplain.tables",
     "find_method": "lexplain.methods",

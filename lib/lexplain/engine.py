@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from lexplain.calibration import SampledPath
 from lexplain.classifier import Classifier, Encoding, Window
 from lexplain.errors import DocumentError, ModelError, PlanError, Problem
+from lexplain.explanation import Explanation, Outcome, Rejection, Settled
 from lexplain.methods import Attribution, Identity, Inputs, Method
 from lexplain.methods.masks import find_spans, weigh_windows
 from lexplain.methods.neighbours import make_references
@@ -33,66 +34,6 @@ from lexplain.words import Word, merge_tokens, number_tokens, segment
 # Rows that share a pool of points, in passes of one point a row: enough that the last points of an adaptive rule,
 # which few rows still need, fill their passes; few enough that the rows' embeddings stay small beside the model's own.
 _POOL_PASSES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Why a text was given one of its labels.
-
-    Attributes:
-        label: The label that is explained, or the name of a regression's output.
-        label_rank: 0 for the most probable of the labels that are explained.
-        probability: Of the label; None for a regression.
-        target_score: F(x), the label's logit, what it has more than another's, or the regression's output; mean over windows.
-        baseline_score: F(baseline), mean over windows.
-        completeness_gap: F(x) - F(baseline) - sum of the token scores, before any of it is distributed; of a mask what the
-            kept text lacks. None where scores are sizes without a sign, which are no parts of a logit.
-        completeness_gap_relative: |gap| / |F(x) - F(baseline)|; None when the two are equal, or without a gap.
-        evaluations: Points at which a gradient was taken, over all windows.
-        converged: The method's stopping rule was met in every window.
-        token_norm: L2 norm of the text's token scores.
-        n_tokens: Content tokens that some window held.
-        n_windows: Windows that were explained.
-        other_score: Sum of scores outside words: punctuation, symbols, white space.
-        words: The words that the model has seen, by falling score, ties in the order of the text.
-        spans: Neighbouring words that a mask keeps, whatever their sign, in the order of the text, with their mean
-            score; none where the method makes no mask.
-    """
-
-    label: str
-    label_rank: int
-    probability: float | None
-    target_score: float
-    baseline_score: float
-    completeness_gap: float | None
-    completeness_gap_relative: float | None
-    evaluations: int
-    converged: bool
-    token_norm: float
-    n_tokens: int
-    n_windows: int
-    other_score: float
-    words: list[tuple[Word, float]]
-    spans: list[tuple[list[Word], float]]
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """Why a text has no explanation.
-
-    Attributes:
-        reason: `no_words`, `not_tokenized`, `not_finite`, `not_converged`, `out_of_memory`, or the reason of a
-            DocumentError.
-        message: For people.
-    """
-
-    reason: str
-    message: str
-
-
-Outcome = list[Explanation] | Rejection
-"""One explanation for each label that was predicted or asked for, most probable first; empty when there is none. A
-regression's output is explained for every text."""
 
 
 class Explainer:
@@ -108,6 +49,7 @@ class Explainer:
         overlap: int,
         max_windows: int | None, merge: Literal["sum", "absmax"], budget_tokens: int,
         top_k: int | None = None, prepared: object = None, label: str | None = None, against: str | None = None,
+        settled: Set[str] = frozenset(),
     ) -> None:  # fmt: skip
         """Check everything that can be checked without a text.
 
@@ -125,6 +67,7 @@ class Explainer:
             prepared: What a preparation has made for this model and method, as a `Calibration`.
             label: Explain this label only, predicted or not.
             against: Explain every other label by what its logit has more than this one's.
+            settled: Labels that are predicted but not explained; those that the model does not have are ignored.
 
         Raises:
             ModelError: The method cannot explain the model, or it has not that many positions or no such baseline
@@ -166,6 +109,7 @@ class Explainer:
         self._merge: Literal["sum", "absmax"] = "sum" if method.by_word else merge
         self._budget = Budget(budget_tokens)
         self._top_k = top_k
+        self._settled = settled
         self._prepared = prepared
         self._label = label
         self._against = None if against is None else classifier.labels.index(against)
@@ -214,7 +158,7 @@ class Explainer:
 
         Returns:
             One outcome a text, in the order of the texts. A text that cannot be explained is a Rejection,
-            never an error.
+            never an error. Settled labels are told by `documents.settled`.
 
         Note:
             Runs on: executor. Cost: one forward pass a window, then what the method takes for each window;
@@ -278,10 +222,12 @@ class Explainer:
             document.rejection = _not_finite("logits")
             return
         n_tokens = len(document.encoding.offsets)
-        document.targets = [
-            _Target(label, probability, np.zeros(n_tokens), np.zeros(n_tokens))
-            for label, probability in self._choose_labels(mean, document.asked)
-        ]
+        for rank, (label, probability) in enumerate(self._choose_labels(mean, document.asked)):
+            name = self._classifier.labels[label]
+            if name in self._settled:
+                document.settled.append(Settled(name, rank, probability))
+            else:
+                document.targets.append(_Target(label, rank, probability, np.zeros(n_tokens), np.zeros(n_tokens)))
 
     def _choose_labels(self, logits: NDArray[np.float64], asked: frozenset[int]) -> list[tuple[int, float | None]]:
         """Return the labels to explain and their probabilities, most probable first; of a regression its output."""
@@ -460,14 +406,14 @@ class Explainer:
             return document.rejection
         if self._options.get("unconverged") == "reject" and not all(target.converged for target in document.targets):
             return Rejection("not_converged", "The scores are not within the tolerance after the most points allowed.")
-        return [self._merge_words(document, target, rank) for rank, target in enumerate(document.targets)]
+        return [self._merge_words(document, target) for target in document.targets]
 
     def _score(self, document: _Document, target: _Target) -> NDArray[np.float64]:
         """Return F(x) of each window."""
         other = 0.0 if self._against is None else document.logits[:, self._against]
         return np.asarray(document.logits[:, target.label] - other)
 
-    def _merge_words(self, document: _Document, target: _Target, rank: int) -> Explanation:
+    def _merge_words(self, document: _Document, target: _Target) -> Explanation:
         windows, offsets = document.encoding.windows, document.encoding.offsets
         seen_until = int(offsets[:, 1].max(initial=0))
         words = [word for word in document.words if word.start < seen_until]
@@ -491,7 +437,7 @@ class Explainer:
         difference = abs(target_score - baseline_score)
         return Explanation(
             label=self._classifier.labels[target.label],
-            label_rank=rank,
+            label_rank=target.rank,
             probability=target.probability,
             target_score=target_score,
             baseline_score=baseline_score,
@@ -513,6 +459,7 @@ class _Target:
     """A label of a text that is explained, and the sums over its windows so far."""
 
     label: int
+    rank: int
     probability: float | None
     token_scores: NDArray[np.float64]  # (T,)
     token_sizes: NDArray[np.float64]  # (T,) without their signs: of a mask, the mask itself
@@ -539,6 +486,7 @@ class _Document:
     text_hash: int = field(init=False)  # these two only for methods that compare documents
     word_hashes: NDArray[np.int64] = field(init=False)  # of each word's key
     targets: list[_Target] = field(default_factory=list)
+    settled: list[Settled] = field(default_factory=list)
     rejection: Rejection | None = None
 
 
@@ -558,6 +506,11 @@ class Documents:
     def readable(self) -> list[_Document]:
         """The distinct texts that nothing was found against so far."""
         return [document for document in self.distinct if document.rejection is None]
+
+    @property
+    def settled(self) -> list[list[Settled]]:
+        """The predicted labels of each text that were not to be explained, in the order of the texts; known once they are."""
+        return [document.settled for document in self.in_order]
 
 
 @dataclass(frozen=True, eq=False, slots=True)

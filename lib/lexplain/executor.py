@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from lexplain.errors import DeviceError, DocumentError
+from lexplain.explanation import Explanation, Outcome, Rejection, Settled
 from lexplain.model_store import fetch_model
 from lexplain.words import segment
 
 if TYPE_CHECKING:
     from lexplain.classifier import Classifier
-    from lexplain.engine import Documents, Explainer, Explanation, Outcome, Rejection
+    from lexplain.engine import Documents, Explainer
     from lexplain.neighbours import ReferenceIndex
 
 # Documents that are explained together: enough to sort by length and fill passes, few enough to stay in memory.
@@ -120,6 +121,7 @@ class ExplainTask:
     models_in_memory: int
     allow_pickle: bool
     compile: bool
+    settled: tuple[str, ...] = ()
 
     @property
     def accuracy(self) -> Literal["document", "keywords"]:
@@ -267,8 +269,6 @@ def _read(
     Returns:
         Why texts were unreadable, None for those that were not; and these.
     """
-    from lexplain.engine import Rejection
-
     unreadable: list[Rejection | None] = []
     readable: list[str] = []
     asked: list[Sequence[str]] = []
@@ -324,6 +324,7 @@ def open_explainer(task: ExplainTask, model: ModelTask, device: str) -> Explaine
         budget_tokens=task.budget_tokens or choose_budget(device),
         top_k=task.top_k,
         against=task.against,
+        settled=frozenset(task.settled),
         prepared=_open_prepared(task, model),
     )
 
@@ -456,8 +457,6 @@ def _look_ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[list[dict[str, An
 def _texts(
     documents: Sequence[Mapping[str, Any]], task: ExplainTask
 ) -> list[tuple[bytes | Rejection | None, Sequence[str]]]:
-    from lexplain.engine import Rejection
-
     broken = "the source's row is no document"
     return [
         (
@@ -477,35 +476,40 @@ def _finish(job: _Job, task: ExplainTask, device: str, beside: ThreadPoolExecuto
             seen = job.classifier.n_passes
             yield pa.RecordBatch.from_pylist([], schema=EXPLANATIONS)
     outcomes = explaining.result()
+    unreadable, readable = job.read.result()
+    settled = iter(readable.settled)
     rows: list[dict[str, Any]] = []
-    for document, outcome in zip(job.documents, outcomes, strict=True):
-        rows += _rows(document, outcome, task, job.model)
+    for document, rejection, outcome in zip(job.documents, unreadable, outcomes, strict=True):
+        rows += _rows(document, outcome, next(settled) if rejection is None else [], task, job.model)
     yield pa.RecordBatch.from_pylist(rows, schema=EXPLANATIONS)
 
 
-def _rows(document: dict[str, Any], outcome: Outcome, task: ExplainTask, model: ModelTask) -> list[dict[str, Any]]:
+def _rows(
+    document: dict[str, Any], outcome: Outcome, settled: Sequence[Settled], task: ExplainTask, model: ModelTask
+) -> list[dict[str, Any]]:
     row = {name: document[name] for name in ("corpus_key", "increment", "bucket", "doc_id", "text_digest")}
     row |= {"explain_key": model.explain_key, "split": model.split, "method": task.method, "label_rank": 0}
     if not isinstance(outcome, list):
         return [row | {"status": "rejected", "reason": outcome.reason}]
-    if not outcome:
+    if not outcome and not settled:
         return [row | {"status": "no_label"}]
+    labels = document["labels"]
     return [
-        row
-        | _explanation_columns(explanation, task)
-        | {"status": "explained", "label_rank": rank, "is_gold": _is_gold(explanation, document["labels"])}
-        for rank, explanation in enumerate(outcome)
-    ]
+        row | _explanation_columns(each, task) | {"status": "explained"} | _label_columns(each, labels)
+        for each in outcome
+    ] + [row | {"status": "settled"} | _label_columns(each, labels) for each in settled]
 
 
-def _is_gold(explanation: Explanation, labels: Sequence[str] | None) -> bool | None:
-    """Tell whether a label is among the gold ones; None where there are none, or a regression has no label."""
-    return None if labels is None or explanation.probability is None else explanation.label in labels
+def _label_columns(found: Explanation | Settled, labels: Sequence[str] | None) -> dict[str, Any]:
+    """Return what is told of a label. Whether it is gold, is unknown without gold labels, and of a regression, which has none."""
+    is_gold = None if labels is None or found.probability is None else found.label in labels
+    columns = {name: getattr(found, name) for name in ("label", "label_rank", "probability")}
+    return columns | {"is_gold": is_gold}
 
 
 def _explanation_columns(explanation: Explanation, task: ExplainTask) -> dict[str, Any]:
     copied = (
-        "label", "probability", "target_score", "baseline_score", "completeness_gap", "completeness_gap_relative",
+        "target_score", "baseline_score", "completeness_gap", "completeness_gap_relative",
         "evaluations", "converged", "token_norm", "n_tokens", "n_windows", "other_score",
     )  # fmt: skip
     columns = {name: getattr(explanation, name) for name in copied}

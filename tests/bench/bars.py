@@ -27,7 +27,8 @@ from bench.contenders import BUDGET_TOKENS
 from bench.methods import find_bbc
 from lexplain.anchors import AnchorFinder, AnchorRule, read_vocabulary
 from lexplain.classifier import Classifier
-from lexplain.engine import Explainer, Explanation
+from lexplain.engine import Explainer
+from lexplain.explanation import Explanation
 from lexplain.finetune import quiet_transformers
 from lexplain.methods import Attribution, Evaluate, Inputs, Method, find_method
 from lexplain.methods.gradients import measure_products

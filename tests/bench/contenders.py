@@ -16,7 +16,8 @@ from torch import Tensor
 
 from lexplain.calibration import Calibration
 from lexplain.classifier import Batch, Classifier, Encoding
-from lexplain.engine import Explainer, Rejection
+from lexplain.engine import Explainer
+from lexplain.explanation import Rejection
 from lexplain.methods import find_method
 from lexplain.words import merge_tokens, segment
 

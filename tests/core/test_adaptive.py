@@ -14,8 +14,8 @@ from core.models import TEXTS, Shelf
 from core.test_engine import LONG_TEXT, explainer, only, word_scores
 from core.test_methods import Formula
 from lexplain.calibration import fit_calibration
-from lexplain.engine import Rejection
 from lexplain.errors import MethodError
+from lexplain.explanation import Rejection
 from lexplain.methods import Attribution
 from lexplain.methods.paths import akima_slopes, integrated_gradients
 

@@ -20,8 +20,8 @@ from core.test_engine import LONG_TEXT, MULTI_LABEL, assert_close, explanations,
 from core.test_gradients import explainer, run_and_keep
 from core.test_methods import Formula, points
 from lexplain.classifier import Classifier
-from lexplain.engine import Rejection
 from lexplain.errors import ModelError
+from lexplain.explanation import Rejection
 from lexplain.methods import METHODS, find_method
 from lexplain.methods.captum import gradient_shap, layer_integrated_gradients, lime, shapley_value_sampling
 

@@ -17,7 +17,7 @@ from core.test_engine import LONG_TEXT, MULTI_LABEL, assert_close, explanations,
 from core.test_gradients import explainer, run_and_keep
 from lexplain.anchors import AnchorRule, Anchors
 from lexplain.classifier import Classifier
-from lexplain.engine import Outcome
+from lexplain.explanation import Outcome
 from lexplain.methods import Attribution, Evaluate, Inputs, find_method
 from lexplain.methods.discretized import make_rule
 

@@ -18,8 +18,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import oracles
 from core.models import BATCH_TOLERANCE, FAMILIES, TEXTS, Shelf, count_passes
 from lexplain.classifier import Classifier
-from lexplain.engine import Explainer, Explanation, Outcome, Rejection
+from lexplain.engine import Explainer
 from lexplain.errors import ModelError, PlanError
+from lexplain.explanation import Explanation, Outcome, Rejection
 from lexplain.methods import Attribution, Evaluate, Inputs, find_method
 from lexplain.words import segment
 

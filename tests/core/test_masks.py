@@ -23,7 +23,8 @@ from core.test_engine import LONG_TEXT, MULTI_LABEL, explanations, only
 from core.test_finetune import FAST, plant, tune
 from core.test_methods import Formula, points
 from lexplain.classifier import Classifier
-from lexplain.engine import Explainer, Outcome, Rejection
+from lexplain.engine import Explainer
+from lexplain.explanation import Outcome, Rejection
 from lexplain.methods import Attribution, Inputs, Method, find_method
 from lexplain.methods.masks import Span, find_spans, has_settled, marc, weigh_windows
 from lexplain.methods.noise import draw_normal, draw_uniform

@@ -15,8 +15,9 @@ from torch.nn import functional
 import oracles
 from core.models import BATCH_TOLERANCE, TEXTS, Shelf, count_passes
 from lexplain.classifier import Classifier
-from lexplain.engine import Explainer, Explanation
+from lexplain.engine import Explainer
 from lexplain.errors import ModelError
+from lexplain.explanation import Explanation
 from lexplain.methods import METHODS, find_method
 from lexplain.passes import Evaluation
 from lexplain.words import segment

@@ -9,7 +9,7 @@ import pytest
 
 from core.models import TEXTS, Shelf
 from core.test_engine import explainer, explanations, word_scores
-from core.test_executor import explain, make_task, model_task, stage
+from core.test_executor import assert_same, explain, make_task, model_task, stage
 from core.test_fit import check
 from lexplain.engine import Explainer
 from lexplain.errors import ModelError, PlanError
@@ -104,3 +104,39 @@ def test_a_plan_asks_for_targets_that_fit(tmp_path: Any, shelf: Shelf, chosen: d
     labels = None if "needs" in message else "label"
     with pytest.raises(PlanError, match=message):
         check(tmp_path, shelf.folder("bert"), "integrated_gradients", {}, chosen=chosen, labels=labels)
+
+
+@pytest.mark.parametrize("family", ["bert", "textcnn"])
+def test_settled_labels_are_told_and_not_explained(shelf: Shelf, family: str) -> None:
+    """What is left is as it is without: ranks among all labels, scores to the rounding of a batch; unreadable texts between."""
+    labels = shelf.classifier(family).labels
+    model = model_task(shelf.folder(family))
+    texts = [TEXTS[0], "...", TEXTS[1], b"\xff", TEXTS[0], TEXTS[2]]
+    whole = explain([stage(texts, labels=[labels[0]])], make_task(model, top_k=3))
+    asked = (labels[0], labels[2], "nobody")
+    part = explain([stage(texts, labels=[labels[0]])], make_task(model, top_k=3, settled=asked))
+    place = ("doc_id", "label", "label_rank", "is_gold", "probability")
+    assert sorted(str([row[name] for name in place]) for row in part) == sorted(
+        str([row[name] for name in place]) for row in whole
+    )
+    statuses = {(row["doc_id"], row["label"]): row["status"] for row in part}
+    assert set(statuses.values()) == {"explained", "settled", "rejected"}
+    for row in whole:
+        if row["status"] == "explained" and row["label"] in asked:
+            assert statuses[row["doc_id"], row["label"]] == "settled"
+    settled = [row for row in part if row["status"] == "settled"]
+    assert all(row[name] is None for row in settled for name in ("words", "reason", "target_score", "evaluations"))
+    left = [row for row in whole if row["label"] not in asked]
+    assert_same([row for row in part if row["status"] != "settled"], left)
+
+
+def test_settled_texts_take_no_gradient(shelf: Shelf) -> None:
+    classifier = shelf.classifier("bert")
+    found = make(shelf, "bert", "saliency", {}, settled=frozenset(classifier.labels))
+    before = classifier.n_passes
+    documents = found.read_texts(TEXTS)
+    assert found.explain_documents(documents) == [[]] * len(TEXTS)
+    assert [[each.label_rank for each in settled] for settled in documents.settled] == [[0, 1, 2]] * len(TEXTS)
+    forward = classifier.n_passes - before
+    make(shelf, "bert", "saliency", {}).explain(TEXTS)
+    assert classifier.n_passes - before - forward > forward

@@ -28,7 +28,7 @@ from lexplain.plan import Text as TextSettings
 from lexplain.terminal import print_explanation, print_methods, print_rows
 
 if TYPE_CHECKING:
-    from lexplain.engine import Explanation
+    from lexplain.explanation import Explanation
     from lexplain.methods import Method
     from lexplain.tables import Tables
 
@@ -200,8 +200,9 @@ def _explain_text(
     Every refusal is raised at once, before the first.
     """
     from lexplain.classifier import Classifier
-    from lexplain.engine import Explainer, Rejection
+    from lexplain.engine import Explainer
     from lexplain.executor import choose_budget, choose_device, decode_document
+    from lexplain.explanation import Rejection
 
     if label is not None and top > 1:
         raise ModelError(
